@@ -1,0 +1,4 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Train anomalib detectors on uncurated, contaminated image data."""
