@@ -1,0 +1,23 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What every test may rely on: no network, no logger services, few threads, a working directory of its own."""
+
+import os
+
+# All of these are read when the libraries are imported, so they must be set before any test module is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["COMET_MODE"] = "DISABLED"
+os.environ["MPLBACKEND"] = "Agg"
+# The tensors of the tests are small: on a machine with many cores, thread start-up would dominate.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _working_directory_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """anomalib writes ``results``, ``datasets`` and ``runs`` into the working directory: never into the repository."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
