@@ -14,7 +14,7 @@ os.environ["MPLBACKEND"] = "Agg"
 # The tensors of the tests are small: on a machine with many cores, thread start-up would dominate.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,43 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Console script ``anomalib-comet``: anomalib's own command line with our classes registered, hook or no hook."""
+
+import sys
+from collections.abc import Sequence
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run anomalib's command line on ``args``.
+
+    Args:
+        args: Command line without the program's name, as in ``["train", "--model", "CoMetDifferNet"]``.
+            ``None`` (default) takes ``sys.argv[1:]``.
+    """
+    args = sys.argv[1:] if args is None else list(args)
+    if args == ["--version"]:
+        _print_versions()
+        return
+
+    # Nothing heavy at the top of this file: whether anomalib can be imported at all is only found out here.
+    from anomalib_comet import plugin  # noqa: PLC0415
+
+    plugin.register()
+
+    from anomalib.cli import AnomalibCLI  # noqa: PLC0415
+    from anomalib.loggers import configure_logger  # noqa: PLC0415
+
+    configure_logger()
+    AnomalibCLI(args)
+
+
+def _print_versions() -> None:
+    """Print our version and anomalib's, which a bug report needs together."""
+    from importlib.metadata import version  # noqa: PLC0415
+
+    for name in ("anomalib-comet", "anomalib"):
+        print(f"{name} {version(name)}")
+
+
+if __name__ == "__main__":
+    main()
