@@ -1,0 +1,45 @@
+# `make demo` and `make test` work as the only command on a machine with Python >= 3.10, git and make.
+# Everything they install lies in .venv/ and, where the machine has no uv, in .uv/; `make clean` removes both.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# An environment that happens to be active, or settings made for other projects, must not change what is installed here.
+unexport CONDA_PREFIX PYTHONHOME PYTHONPATH VIRTUAL_ENV
+unexport UV_EXTRA UV_FROZEN UV_ISOLATED UV_LOCKED UV_NO_DEFAULT_GROUPS UV_NO_DEV UV_NO_EDITABLE UV_NO_GROUP UV_NO_INSTALL_PROJECT
+unexport UV_NO_SYNC UV_ONLY_DEV UV_PROJECT UV_PROJECT_ENVIRONMENT UV_WORKING_DIR UV_WORKING_DIRECTORY
+unexport UV_CONSTRAINT UV_EXCLUDE_NEWER UV_OVERRIDE UV_PRERELEASE UV_RESOLUTION
+
+.PHONY: help demo test lint typecheck check build clean sync
+
+help:
+	@echo "make demo       train on contaminated images, test, export to OpenVINO, run the export (10 minutes on 2 cores)"
+	@echo "make test       run the tests (15 minutes on 2 cores)"
+	@echo "make lint       check style and formatting"
+	@echo "make typecheck  check types"
+	@echo "make build      build the wheel and the source distribution into dist/"
+	@echo "make clean      remove the environment, caches and builds; results and downloaded data stay"
+
+demo: sync
+	$(BIN)/python -m anomalib_comet.demo
+
+test: sync
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: sync
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+typecheck: sync
+	$(BIN)/mypy
+
+build:
+	@uv=$$($(PYTHON) tools/find_uv.py) && "$$uv" build
+
+clean:
+	rm -rf .venv .uv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The exact environment of uv.lock. Takes a moment when nothing has changed.
+sync:
+	@uv=$$($(PYTHON) tools/find_uv.py) && "$$uv" sync --locked
