@@ -1,2 +1,13 @@
 # Copyright (C) 2026 The anomalib_comet authors
 # SPDX-License-Identifier: Apache-2.0
+
+"""Frozen features: timm and torchvision networks, local weight files and the built-in Gabor bank.
+
+Every model of this package builds its features here, with arguments of the same names:
+``backbone``, ``layers``, ``pre_trained`` and ``backbone_weights``.
+"""
+
+from .gabor import GaborBank
+from .extractor import DEFAULT_LAYERS, FrozenBackbone, keep_checkpoint_weights
+
+__all__ = ["DEFAULT_LAYERS", "FrozenBackbone", "GaborBank", "keep_checkpoint_weights"]

@@ -1,2 +1,25 @@
 # Copyright (C) 2026 The anomalib_comet authors
 # SPDX-License-Identifier: Apache-2.0
+
+"""Confident Meta-Learning (CoMet): a training strategy that knows no detector.
+
+Paper:
+    Towards Real Unsupervised Anomaly Detection Via Confident Meta-Learning, ICCV 2025,
+    https://arxiv.org/abs/2508.02293
+"""
+
+from .confidence import confidence_weights, iqr_threshold, training_set_weights
+from .strategy import ConfidentMetaLearning
+from .table import ConfidenceTable
+from .uncertainty import adaptive_l2, loss_covariance, model_uncertainty
+
+__all__ = [
+    "ConfidenceTable",
+    "ConfidentMetaLearning",
+    "adaptive_l2",
+    "confidence_weights",
+    "iqr_threshold",
+    "loss_covariance",
+    "model_uncertainty",
+    "training_set_weights",
+]

@@ -1,2 +1,9 @@
 # Copyright (C) 2026 The anomalib_comet authors
 # SPDX-License-Identifier: Apache-2.0
+
+"""Detectors for uncurated training data, native to anomalib."""
+
+from .comet_differnet import CoMetDifferNet
+from .differnet import DifferNet
+
+__all__ = ["CoMetDifferNet", "DifferNet"]

@@ -1,0 +1,98 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Cross-fitted anomaly scores: no image is scored by a model that has seen it.
+
+A model that has absorbed an anomaly scores it as normal, and its confidence weight comes out as 1. Confident learning
+proper (Northcutt, Jiang, Chuang, JAIR 2021) therefore asks for out-of-sample scores; the CoMet paper does not.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .scoring import TrainingSet
+
+
+def fold_indices(n_samples: int, folds: int, seed: int) -> list[torch.Tensor]:
+    """Cut ``range(n_samples)`` into random folds of equal size, give or take one.
+
+    Args:
+        n_samples: Number of samples, at least ``folds``.
+        folds: Number of folds.
+        seed: Seed of the permutation.
+
+    Returns:
+        Sorted index tensors, one a fold.
+
+    Raises:
+        ValueError: If there are fewer samples than folds.
+    """
+    if n_samples < folds:
+        msg = f"Cross-fitting in {folds} folds needs as many training images, there are {n_samples}."
+        raise ValueError(msg)
+    order = torch.randperm(n_samples, generator=torch.Generator().manual_seed(seed))
+    return [part.sort().values for part in torch.tensor_split(order, folds)]
+
+
+def cross_fitted_scores(
+    module: Any,  # noqa: ANN401
+    training_set: TrainingSet,
+    *,
+    folds: int,
+    epochs: int,
+    seed: int,
+) -> tuple[list[str], torch.Tensor]:
+    """Train the detector briefly without each fold, and score the fold with it.
+
+    The module's parameters and the global random state are left as they were. Scores of different folds come from
+    different models; each fold's are divided by their median before they are put together.
+
+    Args:
+        module: The Lightning module of the detector, at its initial parameters.
+        training_set: Its training images.
+        folds: Number of folds, at least 2.
+        epochs: Epochs of each training.
+        seed: Seed of folds and of the order of images.
+
+    Returns:
+        Paths of all training images, and their scores of shape ``(N,)``.
+    """
+    initial = copy.deepcopy(module.state_dict())
+    paths: list[str] = []
+    scores: list[torch.Tensor] = []
+    parts = fold_indices(len(training_set), folds, seed)
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        with torch.random.fork_rng():
+            for fold, held_out in enumerate(parts):
+                module.load_state_dict(initial)
+                rest = torch.cat([part for other, part in enumerate(parts) if other != fold])
+                optimizer = _optimizer(module)
+                module.train()
+                for _ in range(epochs):
+                    order = rest[torch.randperm(len(rest), generator=generator)]
+                    for batch in training_set.batches(order.tolist()):
+                        optimizer.zero_grad()
+                        module.sample_losses(module.training_inputs(batch)).mean().backward()
+                        optimizer.step()
+                fold_paths, fold_scores = training_set.scores(module, held_out.tolist())
+                paths += fold_paths
+                scores.append(fold_scores / fold_scores.median().clamp(min=torch.finfo(fold_scores.dtype).tiny))
+    finally:
+        module.load_state_dict(initial)
+        module.zero_grad(set_to_none=True)
+    return paths, torch.cat(scores)
+
+
+def _optimizer(module: Any) -> torch.optim.Optimizer:  # noqa: ANN401
+    configured = module.configure_optimizers()
+    while isinstance(configured, (list, tuple)):
+        configured = configured[0]
+    if isinstance(configured, dict):
+        configured = configured["optimizer"]
+    return configured

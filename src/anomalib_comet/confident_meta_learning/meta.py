@@ -1,0 +1,214 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Meta-learning of one batch: MAML over tasks of a few images, as pure functions of the parameters.
+
+Sources: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning", ICML 2017 (the inner and outer step); Aqeel, Sharifi,
+Cristani, Setti, ICCV 2025 (confidence weights and adaptive regulariser in the outer loss):
+
+    theta' = theta - alpha grad L_train(theta)
+    L_meta(theta') = sum_i w_i L_AD(x_i | theta') + lambda(Sigma') ||theta'||^2
+
+Sums over images are taken as means over the batch, so that the learning rate does not depend on the batch size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils._pytree import tree_map
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    Parameters = Mapping[str, torch.Tensor]
+    SampleLosses = Callable[[Parameters, Any], torch.Tensor]
+    """Parameters and inputs in, the detector's un-weighted loss of every sample out, shape (B,)."""
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """Outcome of one meta-step.
+
+    Attributes:
+        gradients: Outer gradient for every parameter, by name (first order), or ``None`` where ``loss`` carries the
+            graph through theta' (second order).
+        loss: Outer loss, a scalar.
+        pairs: Un-weighted losses (L_train at theta, L_val at theta') of every task, shape ``(K, 2)``.
+        inner_improvement: Mean over tasks of (L_val at theta - L_val at theta'); see :func:`meta_gradient`.
+    """
+
+    gradients: dict[str, torch.Tensor] | None
+    loss: torch.Tensor
+    pairs: torch.Tensor
+    inner_improvement: torch.Tensor
+
+
+def split_tasks(n_samples: int, task_size: int, train_share: float = 0.7) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Cut a shuffled batch into tasks, each with its training and validation part, and the same with parts swapped.
+
+    Args:
+        n_samples: Number of images in the batch.
+        task_size: Wished number of images in a task; the batch is cut into equal tasks as close to it as possible.
+        train_share: Share of a task's images in its training part. Defaults to ``0.7``.
+
+    Returns:
+        Pairs of index tensors (training part, validation part), two a task: every image is in one validation part
+        and in one training part. Empty for fewer than two images.
+
+    Example:
+        >>> [(a.tolist(), b.tolist()) for a, b in split_tasks(4, task_size=4, train_share=0.75)]
+        [([0, 1, 2], [3]), ([3], [0, 1, 2])]
+    """
+    if n_samples < 2:  # noqa: PLR2004
+        return []
+    n_tasks = min(max(1, round(n_samples / task_size)), n_samples // 2)
+    splits = []
+    for task in torch.tensor_split(torch.arange(n_samples), n_tasks):
+        n_train = min(max(1, round(train_share * len(task))), len(task) - 1)
+        splits += [(task[:n_train], task[n_train:]), (task[n_train:], task[:n_train])]
+    return splits
+
+
+def take(inputs: Any, index: torch.Tensor) -> Any:  # noqa: ANN401
+    """Return the rows ``index`` of every tensor in ``inputs`` (a tensor, or a tuple, list or dict of tensors)."""
+    return tree_map(lambda tensor: tensor[index.to(tensor.device)], inputs)
+
+
+def inner_update(
+    losses: SampleLosses,
+    parameters: Parameters,
+    inputs: Any,  # noqa: ANN401
+    weights: torch.Tensor,
+    step_size: float,
+    steps: int = 1,
+    first_order: bool = True,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Adapt the parameters to a task: ``theta' = theta - alpha grad sum_i w_i L_AD(x_i | theta)``, ``steps`` times.
+
+    Args:
+        losses: The detector's per-sample losses as a function of the parameters.
+        parameters: theta, tensors that require gradients.
+        inputs: The task's training part.
+        weights: Confidence weights of these samples, shape ``(B,)``.
+        step_size: alpha.
+        steps: Number of gradient steps. Defaults to ``1``.
+        first_order: Whether theta' forgets how it came from theta. Defaults to ``True``.
+
+    Returns:
+        theta' by name (leaves that require gradients in first order; in second order with their history), and the mean
+        un-weighted loss at theta, a scalar without gradients.
+    """
+    start = torch.zeros(())
+    adapted: dict[str, torch.Tensor] = dict(parameters)
+    for step in range(steps):
+        sample_losses = losses(adapted, inputs)
+        if step == 0:
+            start = sample_losses.detach().mean()
+        gradients = torch.autograd.grad(
+            (weights * sample_losses).mean(),
+            list(adapted.values()),
+            create_graph=not first_order,
+        )
+        updated = {
+            name: value - step_size * gradient
+            for (name, value), gradient in zip(adapted.items(), gradients, strict=True)
+        }
+        adapted = {k: v.detach().requires_grad_() for k, v in updated.items()} if first_order else updated
+    return adapted, start
+
+
+def meta_gradient(
+    losses: SampleLosses,
+    parameters: Parameters,
+    inputs: Any,  # noqa: ANN401
+    weights: torch.Tensor,
+    *,
+    task_size: int,
+    step_size: float,
+    steps: int = 1,
+    train_share: float = 0.7,
+    first_order: bool = True,
+    regulariser: Callable[[Parameters], torch.Tensor] | None = None,
+) -> MetaGradient:
+    """Return the outer gradient of a batch: every image adapts its task once and judges the adapted model once.
+
+    With ``step_size`` 0 this is the gradient of the plain weighted loss ``mean_i w_i L_AD(x_i | theta)``.
+
+    Args:
+        losses: The detector's per-sample losses as a function of the parameters.
+        parameters: theta, tensors that require gradients.
+        inputs: The batch, a tensor or a tuple, list or dict of tensors with the same first dimension.
+        weights: Confidence weights of the samples, shape ``(B,)``, ``B >= 2``.
+        task_size: Wished number of images in a task.
+        step_size: alpha, the inner learning rate.
+        steps: Inner steps. Defaults to ``1``.
+        train_share: Share of a task in its training part. Defaults to ``0.7``.
+        first_order: Whether the outer gradient at theta' is applied to theta as it is (first-order MAML). Defaults to
+            ``True``.
+        regulariser: A function of theta' added to the outer loss, averaged over tasks: lambda ||theta'||^2. Defaults
+            to ``None``.
+
+    Returns:
+        The outcome, see :class:`MetaGradient`. The inner improvement compares a part's loss as the training part of
+        its own task (at theta) with its loss as the validation part (at theta'), so it costs nothing.
+    """
+    n_samples = len(weights)
+    total: dict[str, torch.Tensor] = {}
+    outer_loss = weights.new_zeros(())
+    train_losses, val_losses = [], []
+    splits = split_tasks(n_samples, task_size, train_share)
+    for train, val in splits:
+        adapted, train_loss = inner_update(
+            losses,
+            parameters,
+            take(inputs, train),
+            weights[train.to(weights.device)],
+            step_size,
+            steps,
+            first_order,
+        )
+        sample_losses = losses(adapted, take(inputs, val))
+        loss = (weights[val.to(weights.device)] * sample_losses).sum() / n_samples
+        if regulariser is not None:
+            loss = loss + regulariser(adapted) / len(splits)
+        if first_order:
+            gradients = torch.autograd.grad(loss, list(adapted.values()))
+            for name, gradient in zip(adapted, gradients, strict=True):
+                total[name] = total[name] + gradient if name in total else gradient
+            loss = loss.detach()
+        outer_loss = outer_loss + loss
+        train_losses.append(train_loss)
+        val_losses.append(sample_losses.detach().mean())
+    # Rows 2k and 2k+1 are one task with its parts swapped: what is the validation part of one row is the training
+    # part of the other, whose loss at theta is therefore known.
+    at_theta = torch.stack(train_losses)
+    at_adapted = torch.stack(val_losses)
+    swapped = at_theta.reshape(-1, 2).flip(1).reshape(-1)
+    return MetaGradient(
+        gradients=total if first_order else None,
+        loss=outer_loss,
+        pairs=torch.stack([at_theta, at_adapted], dim=1),
+        inner_improvement=(swapped - at_adapted).mean(),
+    )
+
+
+def surrogate(value: torch.Tensor, parameters: Parameters, gradients: Parameters) -> torch.Tensor:
+    """Return a scalar with the given value whose gradients are the given ones.
+
+    It lets Lightning's automatic optimisation (precision, clipping, accumulation, DDP hooks, checkpoints) carry a
+    gradient that was computed elsewhere.
+
+    Args:
+        value: The number that is reported as the loss.
+        parameters: Tensors that require gradients, by name.
+        gradients: Their gradients, by the same names.
+
+    Returns:
+        A scalar tensor with a graph.
+    """
+    linear = torch.stack([(parameters[name] * gradient.detach()).sum() for name, gradient in gradients.items()]).sum()
+    return value.detach() + linear - linear.detach()

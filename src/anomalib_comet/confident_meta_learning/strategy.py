@@ -1,0 +1,363 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Confident Meta-Learning as a mixin around any detector with a loss and a score per sample.
+
+Example:
+    A detector under CoMet is a class of one line::
+
+        class CoMetDifferNet(ConfidentMetaLearning, DifferNet, AnomalibModule):
+            ...
+
+    ``AnomalibModule`` is named again because anomalib lists direct subclasses only.
+
+Paper:
+    Towards Real Unsupervised Anomaly Detection Via Confident Meta-Learning, ICCV 2025,
+    https://arxiv.org/abs/2508.02293
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from .cross_fit import cross_fitted_scores
+from .meta import meta_gradient, split_tasks, surrogate
+from .scoring import TrainingSet
+from .table import ConfidenceTable
+from .uncertainty import LossPairWindow, adaptive_l2, check_scale, model_uncertainty
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import pandas as pd
+    from anomalib.data import Batch
+    from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_KEY = "confident_meta_learning"
+WEIGHTS_FILE = "confidence_weights.csv"
+
+
+class ConfidentMetaLearning:
+    """The CoMet training strategy: confidence weights, meta-learning, adaptive regulariser.
+
+    A mixin, placed before the detector's Lightning module. The detector gives three methods, each over a
+    pre-processed batch: ``training_inputs(batch)`` (what a step needs beside the trainable parameters: frozen
+    features, noise; a tensor or a tuple, list or dict of tensors with the batch as first dimension),
+    ``sample_losses(inputs) -> (B,)`` and ``sample_scores(batch) -> (B,)`` (positive, larger for more anomalous).
+    With all three switches off, training is the detector's own, bit for bit.
+
+    Args:
+        use_weights (bool): Whether confidence weights scale the losses of training images. Defaults to ``True``.
+        use_meta (bool): Whether parameters are trained by meta-learning over tasks of a batch. Defaults to ``True``.
+        use_adaptive_l2 (bool): Whether the L2 regulariser that follows the model uncertainty is added, in place of
+            the optimizer's weight decay. Defaults to ``True``.
+        kappa (float): Width of the fence of the confidence threshold ``t = Q3 + kappa (Q3 - Q1)``. Defaults to
+            ``1.5``.
+        weight_power (float): Exponent p of the weights ``min(1, (t / a)^p)``; 1 is the paper's form. Defaults to
+            ``1.0``.
+        warmup_epochs (int): Epochs before the first weights; until then every weight is 1. Defaults to ``2``.
+        refresh_epochs (int): Epochs from one refresh of the weights to the next. Defaults to ``1``.
+        weight_momentum (float): Share of the earlier weights at a refresh, in [0, 1). Defaults to ``0.5``.
+        cross_fit_folds (int): If 2 or more, the first weights are cross-fitted before training: the detector is
+            trained briefly without a fold of the images and scores that fold. 0 turns it off. Defaults to ``0``.
+        cross_fit_epochs (int): Epochs of each of these brief trainings. Defaults to ``5``.
+        task_size (int): Wished number of images in a task. Defaults to ``16``.
+        train_share (float): Share of a task in its training part, in (0, 1). Defaults to ``0.7``.
+        inner_lr (float): Learning rate alpha of the inner steps. Defaults to ``0.01``.
+        inner_steps (int): Number of inner steps. Defaults to ``1``.
+        second_order (bool): Whether the outer gradient goes through the inner steps. Defaults to ``False``.
+        lambda0 (float): Base strength of the adaptive regulariser. Defaults to ``1e-6``.
+        gamma (float): Gain of the regulariser on the model uncertainty. Defaults to ``0.5``.
+        uncertainty_scale (str): Scale of the model uncertainty det(Sigma): ``"correlation"`` (1 - rho^2, in [0, 1]),
+            ``"relative"`` (losses divided by their mean) or ``"raw"`` (as published, where it hardly moves). Defaults
+            to ``"correlation"``.
+        uncertainty_window (int): Number of task pairs (L_train, L_val) from which Sigma is taken, at least 3. Defaults
+            to ``32``.
+        **kwargs: Arguments of the detector.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        TypeError: If the detector lacks one of the three methods.
+    """
+
+    def __init__(
+        self,
+        *,
+        use_weights: bool = True,
+        use_meta: bool = True,
+        use_adaptive_l2: bool = True,
+        kappa: float = 1.5,
+        weight_power: float = 1.0,
+        warmup_epochs: int = 2,
+        refresh_epochs: int = 1,
+        weight_momentum: float = 0.5,
+        cross_fit_folds: int = 0,
+        cross_fit_epochs: int = 5,
+        task_size: int = 16,
+        train_share: float = 0.7,
+        inner_lr: float = 0.01,
+        inner_steps: int = 1,
+        second_order: bool = False,
+        lambda0: float = 1e-6,
+        gamma: float = 0.5,
+        uncertainty_scale: str = "correlation",
+        uncertainty_window: int = 32,
+        **kwargs,
+    ) -> None:
+        _check_ranges(
+            at_least_zero={
+                "kappa": kappa,
+                "warmup_epochs": warmup_epochs,
+                "inner_lr": inner_lr,
+                "lambda0": lambda0,
+                "gamma": gamma,
+            },
+            above_zero={
+                "weight_power": weight_power,
+                "refresh_epochs": refresh_epochs,
+                "inner_steps": inner_steps,
+                "cross_fit_epochs": cross_fit_epochs,
+            },
+        )
+        _require(0.0 <= weight_momentum < 1.0, f"weight_momentum must be in [0, 1), got {weight_momentum}.")
+        _require(0.0 < train_share < 1.0, f"train_share must be in (0, 1), got {train_share}.")
+        _require(task_size > 1, f"task_size must be at least 2, got {task_size}.")
+        _require(cross_fit_folds == 0 or cross_fit_folds > 1, f"cross_fit_folds must be 0 or >= 2: {cross_fit_folds}.")
+        missing = [m for m in ("training_inputs", "sample_losses", "sample_scores") if not hasattr(self, m)]
+        if missing:
+            msg = f"{type(self).__name__} cannot be trained by CoMet: its detector lacks the methods {missing}."
+            raise TypeError(msg)
+        super().__init__(**kwargs)
+        self.use_weights = use_weights
+        self.use_meta = use_meta
+        self.use_adaptive_l2 = use_adaptive_l2
+        self.warmup_epochs = warmup_epochs
+        self.refresh_epochs = refresh_epochs
+        self.cross_fit_folds = cross_fit_folds
+        self.cross_fit_epochs = cross_fit_epochs
+        self.task_size = task_size
+        self.train_share = train_share
+        self.inner_lr = inner_lr
+        self.inner_steps = inner_steps
+        self.second_order = second_order
+        self.lambda0 = lambda0
+        self.gamma = gamma
+        self.uncertainty_scale = check_scale(uncertainty_scale)
+        self.confidence = ConfidenceTable(kappa, weight_power, weight_momentum)
+        self.loss_pairs = LossPairWindow(uncertainty_window)
+
+    # ----------------------------------------------------------------------------------------------- training
+    def on_train_start(self) -> None:
+        """Turn off the optimizer's weight decay where ours replaces it, and cross-fit the first weights."""
+        super().on_train_start()
+        if self.use_adaptive_l2:
+            for optimizer in self.trainer.optimizers:
+                for group in optimizer.param_groups:
+                    group["weight_decay"] = 0.0
+        if self.use_weights and self.cross_fit_folds and not self.confidence.weights:
+            logger.info("Cross-fitting the first confidence weights in %d folds.", self.cross_fit_folds)
+            paths, scores = cross_fitted_scores(
+                self,
+                TrainingSet(self),
+                folds=self.cross_fit_folds,
+                epochs=self.cross_fit_epochs,
+                seed=int(getattr(self, "seed", 0)),
+            )
+            self.confidence.refresh(paths, scores)
+
+    def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+        """Return the soft confident loss of a batch, or the detector's own with all switches off.
+
+        Args:
+            batch (Batch): Training batch, pre-processed.
+            *args: Passed to the detector.
+            **kwargs: Passed to the detector.
+
+        Returns:
+            STEP_OUTPUT: The loss; its gradients are the meta-gradients where ``use_meta`` is on.
+        """
+        if not (self.use_weights or self.use_meta or self.use_adaptive_l2):
+            return super().training_step(batch, *args, **kwargs)
+        inputs = self.training_inputs(batch)
+        weights = self._batch_weights(batch)
+        strength = self._regulariser_strength()
+        loss = self._meta_loss(inputs, weights, strength) if self.use_meta else self._loss(inputs, weights, strength)
+        self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, logger=True, batch_size=len(weights))
+        return {"loss": loss}
+
+    def _batch_weights(self, batch: Batch) -> torch.Tensor:
+        if not self.use_weights:
+            return torch.ones(len(batch.image_path), device=self.device)
+        return self.confidence.lookup(batch.image_path).to(self.device)
+
+    def _loss(self, inputs: Any, weights: torch.Tensor, strength: float) -> torch.Tensor:  # noqa: ANN401
+        """Soft confident loss without meta-learning: mean_i w_i L_AD(x_i | theta) + lambda ||theta||^2."""
+        sample_losses = self.sample_losses(inputs)
+        loss = (weights * sample_losses).mean()
+        if not self.use_adaptive_l2:
+            return loss
+        detached = sample_losses.detach()
+        # Without an inner step theta' is theta, and a task's parts need no pass of their own.
+        self.loss_pairs.extend(
+            (float(detached[train].mean()), float(detached[val].mean()))
+            for train, val in split_tasks(len(detached), self.task_size, self.train_share)
+        )
+        return loss + strength * self._squared_norm(self._trainable())
+
+    def _meta_loss(self, inputs: Any, weights: torch.Tensor, strength: float) -> torch.Tensor:  # noqa: ANN401
+        """Outer loss L_meta, carrying the outer gradient."""
+        if len(weights) < 2:  # noqa: PLR2004  # a last batch of one image makes no task
+            return self._loss(inputs, weights, strength)
+        parameters = self._trainable()
+        outcome = meta_gradient(
+            self._functional_losses(),
+            parameters,
+            inputs,
+            weights,
+            task_size=self.task_size,
+            step_size=self.inner_lr,
+            steps=self.inner_steps,
+            train_share=self.train_share,
+            first_order=not self.second_order,
+            regulariser=(lambda adapted: strength * self._squared_norm(adapted)) if self.use_adaptive_l2 else None,
+        )
+        self._update_running_statistics(inputs)
+        self.loss_pairs.extend((float(a), float(b)) for a, b in outcome.pairs)
+        self._log_number("inner_improvement", outcome.inner_improvement)
+        if outcome.gradients is None:
+            return outcome.loss
+        return surrogate(outcome.loss, parameters, outcome.gradients)
+
+    # ------------------------------------------------------------------------------------- parameters and losses
+    def _trainable(self) -> dict[str, torch.Tensor]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def _functional_losses(self) -> Callable[[Mapping[str, torch.Tensor], Any], torch.Tensor]:
+        """Return the detector's sample losses as a function of its parameters.
+
+        Running statistics of batch norm are cloned for every call: they must not see adapted weights.
+        """
+        module = _SampleLosses(self)
+        running = [
+            f"detector.{name}.{buffer}"
+            for name, child in self.named_modules()
+            if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.training  # noqa: SLF001
+            for buffer, _ in child.named_buffers(recurse=False)
+        ]
+
+        def losses(parameters: Mapping[str, torch.Tensor], inputs: Any) -> torch.Tensor:  # noqa: ANN401
+            tensors = {f"detector.{name}": value for name, value in parameters.items()}
+            tensors.update({name: module.get_buffer(name).clone() for name in running})
+            return functional_call(module, tensors, (inputs,))
+
+        return losses
+
+    @torch.no_grad()
+    def _update_running_statistics(self, inputs: Any) -> None:  # noqa: ANN401
+        trained = (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))  # noqa: SLF001
+        if any(m.training for m in trained):
+            self.sample_losses(inputs)
+
+    def _squared_norm(self, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return ``||theta||^2`` without biases and norm layers, which are vectors."""
+        return torch.stack([p.square().sum() for p in parameters.values() if p.ndim > 1]).sum()
+
+    def _regulariser_strength(self) -> float:
+        if not self.use_adaptive_l2:
+            return 0.0
+        uncertainty = model_uncertainty(self.loss_pairs.tensor(), self.uncertainty_scale)
+        strength = adaptive_l2(uncertainty, self.lambda0, self.gamma)
+        self._log_number("model_uncertainty", uncertainty)
+        self._log_number("l2_strength", strength)
+        return strength
+
+    def _log_number(self, name: str, value: torch.Tensor | float) -> None:
+        self.log(name, float(value), on_step=False, on_epoch=True, logger=True, batch_size=1)
+
+    # -------------------------------------------------------------------------------------- confidence weights
+    def on_train_batch_end(self, *args, **kwargs) -> None:
+        """Refresh the confidence weights after the last batch of an epoch.
+
+        It comes before anomalib's checkpoint of that epoch, so that a resumed run has the weights of an
+        uninterrupted one.
+
+        Args:
+            *args: Unused.
+            **kwargs: Unused.
+        """
+        super().on_train_batch_end(*args, **kwargs)
+        if not self.trainer.is_last_batch:
+            return
+        done = self.current_epoch + 1
+        due = done >= self.warmup_epochs and (done - self.warmup_epochs) % self.refresh_epochs == 0
+        last = done == self.trainer.max_epochs
+        if last or (due and self.use_weights):
+            self.refresh_confidence()
+
+    def refresh_confidence(self) -> None:
+        """Score the training images in evaluation mode, without augmentation, and renew their weights."""
+        paths, scores = TrainingSet(self).scores(self)
+        self.confidence.refresh(paths, scores)
+        weights = self.confidence.lookup(paths)
+        self._log_number("confidence_threshold", self.confidence.threshold or 0.0)
+        self._log_number("confidence_weight_mean", weights.mean())
+        self._log_number("confidence_weight_min", weights.min())
+        if self.trainer.is_global_zero:
+            self.confidence.write_csv(Path(self.trainer.default_root_dir) / WEIGHTS_FILE, self._truth())
+
+    def _truth(self) -> pd.DataFrame | None:
+        """What the datamodule knows of injected images; written beside the weights, seen by nothing else."""
+        return getattr(self.trainer.datamodule, "contamination", None)
+
+    # --------------------------------------------------------------------------------------------- checkpoint
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the confidence table and the window of task losses to a checkpoint.
+
+        Args:
+            checkpoint (dict[str, Any]): The checkpoint.
+        """
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[CHECKPOINT_KEY] = {"confidence": self.confidence.state(), "loss_pairs": self.loss_pairs.state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the confidence table and the window of task losses from a checkpoint.
+
+        Args:
+            checkpoint (dict[str, Any]): The checkpoint.
+        """
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint.get(CHECKPOINT_KEY)
+        if state is not None:
+            self.confidence.restore(state["confidence"])
+            self.loss_pairs.restore(state["loss_pairs"])
+
+
+class _SampleLosses(nn.Module):
+    """A module whose forward is a detector's ``sample_losses``, for ``functional_call``."""
+
+    def __init__(self, detector: Any) -> None:  # noqa: ANN401
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, inputs: Any) -> torch.Tensor:  # noqa: ANN401
+        return self.detector.sample_losses(inputs)
+
+
+def _require(condition: bool, msg: str) -> None:
+    if not condition:
+        raise ValueError(msg)
+
+
+def _check_ranges(at_least_zero: dict[str, float], above_zero: dict[str, float]) -> None:
+    for name, value in at_least_zero.items():
+        _require(value >= 0, f"{name} must not be negative, got {value}.")
+    for name, value in above_zero.items():
+        _require(value > 0, f"{name} must be above zero, got {value}.")

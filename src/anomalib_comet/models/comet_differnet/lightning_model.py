@@ -1,0 +1,18 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""CoMetDifferNet: DifferNet under the strategy of Confident Meta-Learning."""
+
+from anomalib.models.components import AnomalibModule
+
+from anomalib_comet.confident_meta_learning import ConfidentMetaLearning
+from anomalib_comet.models.differnet import DifferNet
+
+
+# AnomalibModule is named again because anomalib's list_models() and get_model() see direct subclasses only.
+class CoMetDifferNet(ConfidentMetaLearning, DifferNet, AnomalibModule):
+    """DifferNet trained by Confident Meta-Learning, for training sets that hold some unlabelled defects.
+
+    See :class:`anomalib_comet.confident_meta_learning.ConfidentMetaLearning` and
+    :class:`anomalib_comet.models.differnet.DifferNet`, whose arguments it takes.
+    """

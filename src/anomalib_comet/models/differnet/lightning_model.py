@@ -1,0 +1,289 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""DifferNet: image-level anomaly detection with a normalizing flow on multi-scale features.
+
+Example:
+    >>> from anomalib.engine import Engine
+    >>> from anomalib_comet.data import ProceduralSurfaces
+    >>> from anomalib_comet.models import DifferNet
+
+    >>> model = DifferNet(backbone="gabor", image_size=(256, 256), hidden_units=256)
+    >>> Engine(max_epochs=30).fit(model, datamodule=ProceduralSurfaces())  # doctest: +SKIP
+
+Paper:
+    Title: Same Same But DifferNet: Semi-Supervised Defect Detection with Normalizing Flows
+    URL: https://arxiv.org/abs/2008.12577
+
+See Also:
+    :class:`anomalib_comet.models.differnet.torch_model.DifferNetModel`: The PyTorch model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from anomalib import LearningType
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_comet.backbones import keep_checkpoint_weights
+
+from .augmentation import check_rotations, random_rotations
+from .feature_cache import FeatureCache
+from .loss import DifferNetLoss
+from .torch_model import DifferNetModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anomalib.data import Batch
+    from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+
+
+class DifferNet(AnomalibModule):
+    """Lightning module of DifferNet.
+
+    The image score is the original's (Rudolph, Wandt, Rosenhahn, WACV 2021): ``mean z^2`` of a normalizing flow on
+    globally pooled features of three scales, over fixed quarter turns of the image. The anomaly map is ours: a second,
+    small flow on the same features of local windows, trained beside the first and sharing no parameter with it.
+
+    Args:
+        backbone (str): Frozen network: a timm or torchvision name, or ``"gabor"`` for the built-in Gabor bank, which
+            needs no download. Defaults to ``"alexnet"``, the original's.
+        layers (list[str] | None): Names of the network's modules whose outputs are the features; ``None`` takes the
+            defaults of the backbone. Defaults to ``None``.
+        pre_trained (bool): Whether to load the published weights of the backbone. Defaults to ``True``.
+        backbone_weights (str | None): Path of a local state-dict file of the backbone, loaded strictly, for machines
+            without a network. Defaults to ``None``.
+        image_size (tuple[int, int]): Height and width in pixels to which the default pre-processor resizes images.
+            Defaults to ``(448, 448)``.
+        n_scales (int): Number of image scales, each half the one before. Defaults to ``3``.
+        n_transforms (int): Number of quarter turns over which a score is averaged: 1, 2 or 4. Defaults to ``4``.
+        coupling_blocks (int): Number of coupling blocks of the flow. Defaults to ``8``.
+        hidden_units (int): Width of the hidden layers of the flow's subnets. Defaults to ``2048``.
+        clamp (float): Bound of the soft-clamped log-scale of a coupling. Defaults to ``3.0``.
+        n_windows (int): Number of local windows along the shorter side of the anomaly map; 0 gives image scores only.
+            Defaults to ``14``.
+        local_coupling_blocks (int): Number of coupling blocks of the map's flow. Defaults to ``4``.
+        local_hidden_units (int): Width of the hidden layers of the map's flow. Defaults to ``256``.
+        train_rotations (str): Poses of training images: ``"random"`` draws four random angles an image and step, as
+            published; ``"quarter"`` takes the quarter turns of the score, whose features are computed once and
+            remembered. Defaults to ``"random"``.
+        cache_gib (float): Memory for remembered features in GiB, used with ``train_rotations="quarter"`` where no
+            training augmentation forbids it; images beyond it are computed anew. Defaults to ``2.0``.
+        lr (float): Learning rate of Adam. Defaults to ``2e-4``.
+        seed (int): Seed of initial weights, permutations and random rotations. Defaults to ``0``.
+        pre_processor (PreProcessor | bool): Pre-processor, or whether to use the default one. Defaults to ``True``.
+        post_processor (PostProcessor | bool): Post-processor, or whether to use the default one. Defaults to ``True``.
+        evaluator (Evaluator | bool): Evaluator, or whether to use the default one. Defaults to ``True``.
+        visualizer (Visualizer | bool): Visualizer, or whether to use the default one. Defaults to ``True``.
+
+    Raises:
+        ValueError: If an argument is out of range, the backbone or a layer is unknown, the image is too small for the
+            backbone at the coarsest scale, or the pre-processor has no fixed output size.
+        FileNotFoundError: If ``backbone_weights`` does not exist.
+        RuntimeError: If published weights cannot be downloaded.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "alexnet",
+        layers: list[str] | None = None,
+        pre_trained: bool = True,
+        backbone_weights: str | None = None,
+        image_size: tuple[int, int] = (448, 448),
+        n_scales: int = 3,
+        n_transforms: int = 4,
+        coupling_blocks: int = 8,
+        hidden_units: int = 2048,
+        clamp: float = 3.0,
+        n_windows: int = 14,
+        local_coupling_blocks: int = 4,
+        local_hidden_units: int = 256,
+        train_rotations: str = "random",
+        cache_gib: float = 2.0,
+        lr: float = 2e-4,
+        seed: int = 0,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        check_rotations(train_rotations)
+        super().__init__(
+            pre_processor=self.configure_pre_processor(tuple(image_size)) if pre_processor is True else pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        if self.input_size is None:
+            msg = "DifferNet needs a pre-processor with a Resize to a fixed height and width, e.g. Resize((448, 448))."
+            raise ValueError(msg)
+        self.model = DifferNetModel(
+            backbone=backbone,
+            layers=layers,
+            pre_trained=pre_trained,
+            backbone_weights=backbone_weights,
+            image_size=self.input_size,
+            n_scales=n_scales,
+            n_transforms=n_transforms,
+            coupling_blocks=coupling_blocks,
+            hidden_units=hidden_units,
+            clamp=clamp,
+            n_windows=n_windows,
+            local_coupling_blocks=local_coupling_blocks,
+            local_hidden_units=local_hidden_units,
+            seed=seed,
+        )
+        self.loss = DifferNetLoss()
+        self.train_rotations = train_rotations
+        self.lr = lr
+        self.seed = seed
+        self._cache = FeatureCache(cache_gib)
+
+    def training_inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """Return what a step needs of a batch beside the trainable parameters: the frozen features.
+
+        Args:
+            batch (Batch): Training batch, pre-processed.
+
+        Returns:
+            Pooled features of shape ``(B, T, D)`` and, with an anomaly map, windows of shape ``(B, T, D, h, w)``.
+        """
+        if self.train_rotations == "random":
+            return self._with_windows(*self._rotated_features(batch.image))
+        return self._cache.get(
+            batch.image_path if self._may_cache else None,
+            batch.image,
+            lambda images: self._with_windows(*self.model.turned_features(images)),
+        )
+
+    def sample_losses(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return the loss of every image: negative log-likelihood per dimension, of both flows.
+
+        Args:
+            inputs (tuple[torch.Tensor, ...]): What :meth:`training_inputs` returned.
+
+        Returns:
+            Losses of shape ``(B,)``.
+        """
+        losses = self.loss(*self.model.latents(inputs[0]))
+        if len(inputs) > 1:
+            losses = losses + self.loss(*self.model.local_latents(inputs[1]))
+        return losses
+
+    def sample_scores(self, batch: Batch) -> torch.Tensor:
+        """Return the anomaly score ``mean z^2`` of every image of a pre-processed batch, shape ``(B,)``."""
+        if self.train_rotations == "quarter" and self._may_cache:
+            return self.model.score(self.training_inputs(batch)[0])
+        return self.model.score(self.model.turned_features(batch.image)[0])
+
+    def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+        """Return the mean loss of a batch.
+
+        Args:
+            batch (Batch): Training batch, pre-processed.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            STEP_OUTPUT: The loss.
+        """
+        del args, kwargs
+        loss = self.sample_losses(self.training_inputs(batch)).mean()
+        self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, logger=True, batch_size=len(batch.image))
+        return {"loss": loss}
+
+    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+        """Return predictions for a batch.
+
+        Args:
+            batch (Batch): Validation batch, pre-processed.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            STEP_OUTPUT: The batch with predictions.
+        """
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam with the published settings, over the flows."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        return torch.optim.Adam(parameters, lr=self.lr, betas=(0.8, 0.8), eps=1e-4)
+
+    def on_fit_end(self) -> None:
+        """Forget the features of the training set."""
+        self._cache.clear()
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Return DifferNet's trainer arguments."""
+        return {"num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """Return the learning type: one class."""
+        return LearningType.ONE_CLASS
+
+    @staticmethod
+    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Return the default pre-processor: resize without antialiasing, then ImageNet normalisation.
+
+        anomalib exports a Resize without antialiasing whatever was used in training. We train without it too, so that
+        an exported model gives the scores that it was evaluated with.
+
+        Args:
+            image_size (tuple[int, int] | None): Height and width in pixels. Defaults to ``None``, (448, 448).
+
+        Returns:
+            PreProcessor: The pre-processor.
+        """
+        return PreProcessor(
+            transform=Compose([
+                Resize(image_size or (448, 448), antialias=False),
+                Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+            ]),
+        )
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args, **kwargs) -> AnomalibModule:  # type: ignore[override]
+        """Restore a model; the backbone's weights come from the checkpoint, nothing is downloaded.
+
+        Args:
+            checkpoint_path (str | Path): Path of the checkpoint.
+            *args: See :meth:`lightning.pytorch.LightningModule.load_from_checkpoint`.
+            **kwargs: See there.
+
+        Returns:
+            AnomalibModule: The model.
+        """
+        with keep_checkpoint_weights():
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    @property
+    def _may_cache(self) -> bool:
+        """Whether an image always gives the same features: not with training augmentations."""
+        trainer = self._trainer
+        datamodule = getattr(trainer, "datamodule", None) if trainer is not None else None
+        return datamodule is not None and getattr(datamodule, "train_augmentations", None) is None
+
+    def _with_windows(self, pooled: torch.Tensor, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (pooled, windows) if self.model.local_flow is not None else (pooled,)
+
+    def _rotated_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Seeded by the step, so that a resumed run draws the angles of an uninterrupted one.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+        rotated = random_rotations(images, n_rotations=4, generator=generator)
+        pooled, windows = self.model.features(rotated.flatten(0, 1))
+        return pooled.unflatten(0, rotated.shape[:2]), windows.unflatten(0, rotated.shape[:2])
