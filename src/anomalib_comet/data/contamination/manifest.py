@@ -1,0 +1,185 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The manifest of a draw: written beside each run, and read back to repeat it exactly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from .protocol import Anomaly, Draw, check_count, check_fraction
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FORMAT = "anomalib_comet.contamination"
+VERSION = 1
+
+_HIDDEN, _WITHHELD, _WITH_LABELS = "injected", "withheld", "labelled"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that fix which anomalies are drawn.
+
+    Args:
+        ratio (float): Injected anomalies per normal training image, in [0, 1].
+        max_ratio (float): Ratio that the pool is sized for, in [``ratio``, 1].
+        overlap (bool): Whether the drawn images stay in the test set.
+        seed (int): Seed of the draw.
+        labelled (int): Number of anomalies that enter training with their labels.
+        max_draw (float): Largest share of the anomalies that may be drawn, in (0, 1].
+    """
+
+    ratio: float
+    max_ratio: float
+    overlap: bool
+    seed: int
+    labelled: int
+    max_draw: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A recorded draw.
+
+    Args:
+        settings (Settings): How it was drawn.
+        normal_count (int): Number of normal training images that the ratio refers to.
+        draw (Draw): What was drawn.
+    """
+
+    settings: Settings
+    normal_count: int
+    draw: Draw
+
+
+def to_json(manifest: Manifest, description: Mapping[str, Any]) -> str:
+    """Write a draw as text.
+
+    Args:
+        manifest (Manifest): The draw.
+        description (Mapping[str, Any]): Further facts for the reader (names, shares, counts), ignored when the
+            manifest is read back.
+
+    Returns:
+        str: JSON with one line for each image.
+    """
+    draw = manifest.draw
+    images = [
+        {**_image(anomaly), "use": _HIDDEN if place < draw.hidden else _WITHHELD}
+        for place, anomaly in enumerate(draw.pool)
+    ]
+    images += [{**_image(anomaly), "use": _WITH_LABELS} for anomaly in draw.labelled]
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        **description,
+        **asdict(manifest.settings),
+        "normal_count": manifest.normal_count,
+    }
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in header.items()]
+    rows = ",\n".join(f"    {json.dumps(image)}" for image in images)
+    lines.append(f'  "images": [\n{rows}\n  ]' if images else '  "images": []')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _image(anomaly: Anomaly) -> dict[str, Any]:
+    """One image as plain data."""
+    return {"image_path": anomaly.key, "defect_type": anomaly.defect_type, "copy": anomaly.copy}
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read a draw back.
+
+    Args:
+        path (str | Path): File written by :meth:`ContaminatedDataModule.write_manifest`.
+
+    Returns:
+        Manifest: The draw.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no manifest, is damaged, or names an image outside the data set's folder.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = f"There is no manifest at {path}; leave 'manifest' out to draw anew."
+        raise FileNotFoundError(msg)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT or content["version"] != VERSION:
+            msg = f"it has the format {content['format']!r}, version {content['version']!r}"
+            raise ValueError(msg)  # noqa: TRY301 - all that is wrong with a manifest is told in one place
+        settings = Settings(
+            ratio=check_fraction("ratio", content["ratio"]),
+            max_ratio=check_fraction("max_ratio", content["max_ratio"]),
+            overlap=bool(content["overlap"]),
+            seed=int(content["seed"]),
+            labelled=check_count("labelled", content["labelled"]),
+            max_draw=check_fraction("max_draw", content["max_draw"], zero=False),
+        )
+        uses: dict[str, list[Anomaly]] = {_HIDDEN: [], _WITHHELD: [], _WITH_LABELS: []}
+        for image in content["images"]:
+            anomaly = Anomaly(
+                _checked_key(image["image_path"]), str(image["defect_type"]), check_count("copy", image["copy"])
+            )
+            uses[image["use"]].append(anomaly)
+        normal_count = check_count("normal_count", content["normal_count"])
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error.args[0]!r} is missing or unknown" if isinstance(error, KeyError) else str(error)
+        msg = f"{path} is no readable contamination manifest: {reason}"
+        raise ValueError(msg) from error
+    draw = Draw(pool=(*uses[_HIDDEN], *uses[_WITHHELD]), hidden=len(uses[_HIDDEN]), labelled=tuple(uses[_WITH_LABELS]))
+    return Manifest(settings, normal_count, draw)
+
+
+def _checked_key(key: object) -> str:
+    """Refuse image paths that lead out of the data set's folder."""
+    if not isinstance(key, str):
+        msg = f"an image path must be text, got {key!r}"
+        raise TypeError(msg)
+    absolute = PurePosixPath(key).is_absolute() or PureWindowsPath(key).is_absolute() or PureWindowsPath(key).drive
+    if absolute or ".." in PurePosixPath(key).parts or ".." in PureWindowsPath(key).parts:
+        msg = f"it names {key!r}, which lies outside the data set's folder"
+        raise ValueError(msg)
+    return key
+
+
+def check_against(
+    manifest: Manifest, defect_types: Mapping[str, str], normal_count: int, folder: Path, source: Path
+) -> Draw:
+    """Check that a manifest fits the data set at hand.
+
+    Args:
+        manifest (Manifest): A draw that was read from a file.
+        defect_types (Mapping[str, str]): Defect type of each anomaly of the data set, by key.
+        normal_count (int): Number of normal training images.
+        folder (Path): The data set's folder.
+        source (Path): The manifest's file, for the message.
+
+    Returns:
+        Draw: The manifest's draw.
+
+    Raises:
+        ValueError: If it names an image that is no anomaly of this data set, or the number of normal training images
+            differs.
+    """
+    anomalies = (*manifest.draw.pool, *manifest.draw.labelled)
+    for anomaly in anomalies:
+        if anomaly.key not in defect_types:
+            msg = (
+                f"{source} names {anomaly.key!r}, which is no anomalous test or validation image below {folder}; "
+                "use it with the data set that it was written for."
+            )
+            raise ValueError(msg)
+    if normal_count != manifest.normal_count:
+        msg = (
+            f"{source} was written for {manifest.normal_count} normal training images, this data set has "
+            f"{normal_count}; its ratio of {manifest.settings.ratio:g} would no longer be true."
+        )
+        raise ValueError(msg)
+    return manifest.draw
