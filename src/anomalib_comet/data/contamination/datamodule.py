@@ -26,7 +26,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from . import frames, protocol
 from .manifest import Manifest, Settings, check_against, read_manifest, to_json
 from .resampling import resampled_copy
-from .wrapped import SPLIT_SEED, Splits, build, check_wrappable, split_reproducibly
+from .wrapped import SPLIT_SEED, Splits, Wrappable, build, check_wrappable, split_reproducibly
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +92,7 @@ class ContaminatedDataModule(AnomalibDataModule):
 
     def __init__(
         self,
-        datamodule: AnomalibDataModule | dict[str, Any],
+        datamodule: Wrappable,
         ratio: float = 0.1,
         overlap: bool = False,
         seed: int = 0,

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import anomalib.data
 import numpy as np
 import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset
@@ -23,8 +25,15 @@ from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import TypeAlias
 
     from anomalib.data.utils import TestSplitMode
+
+    Wrappable: TypeAlias = AnomalibDataModule | dict[str, Any]
+else:
+    # The command line reads annotations at run time. With "or a dict" in this one, a misspelt argument of the wrapped
+    # data module would turn the whole of it into a dict, and the message would be about that.
+    Wrappable = AnomalibDataModule
 
 SPLIT_SEED = 0
 """Seed of every random choice that the wrapped data module makes while it splits its images.
@@ -66,26 +75,55 @@ def build(config: Mapping[str, Any]) -> AnomalibDataModule:
         ValueError: If the configuration does not describe a data module.
     """
     plain = _plain(config)
-    if not isinstance(plain.get("class_path"), str):
+    unknown = sorted(set(plain) - {"class_path", "init_args"})
+    if not isinstance(plain.get("class_path"), str) or unknown:
         msg = (
-            "datamodule as a dict needs a 'class_path', for instance "
+            "datamodule as a dict needs a 'class_path' and may have 'init_args', for instance "
             "{'class_path': 'MVTecAD', 'init_args': {'category': 'bottle'}}; "
-            f"got the keys {sorted(map(str, plain))}."
+            f"got the keys {sorted(plain)}."
         )
-        raise ValueError(msg)  # noqa: TRY004 - a key is missing
+        raise ValueError(msg)
+    datamodule_class = _class_named(plain["class_path"])
+    # jsonargparse checks names and types, and builds nested classes such as augmentations.
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(AnomalibDataModule, "datamodule", required=True, fail_untyped=False)
+    parser.add_class_arguments(datamodule_class, "init_args", fail_untyped=False)
     try:
-        parsed = parser.parse_object({"datamodule": plain})
+        parsed = parser.parse_object({"init_args": plain.get("init_args") or {}})
     except Exception as error:
-        # jsonargparse changed the class of this error between versions; what it says is what the user needs.
-        msg = f"The wrapped data module {plain['class_path']!r} cannot be built: {error}"
+        # The class of this error differs between versions of jsonargparse; what it says is what the user needs.
+        msg = f"The wrapped {datamodule_class.__name__} cannot be built: {error}"
         raise ValueError(msg) from error
-    datamodule = parser.instantiate_classes(parsed).datamodule
-    if not isinstance(datamodule, AnomalibDataModule):
-        msg = f"{plain['class_path']!r} is no anomalib data module."
-        raise TypeError(msg)
+    datamodule: AnomalibDataModule = parser.instantiate_classes(parsed).init_args
     return datamodule
+
+
+def _class_named(class_path: str) -> type[AnomalibDataModule]:
+    """Find a data module by its short name (anomalib's, or any imported one) or its dotted path."""
+    module_name, _, name = class_path.rpartition(".")
+    found = None
+    if module_name:
+        try:
+            found = getattr(importlib.import_module(module_name), name, None)
+        except ImportError:
+            found = None
+    else:
+        found = getattr(anomalib.data, name, None) or _subclasses(AnomalibDataModule).get(name)
+    if not isinstance(found, type) or not issubclass(found, AnomalibDataModule):
+        msg = (
+            f"{class_path!r} is no anomalib data module; use a name such as 'MVTecAD' or 'Folder', or the dotted path "
+            "of a data module that can be imported."
+        )
+        raise ValueError(msg)  # noqa: TRY004 - the name is wrong, whatever it stands for
+    return found
+
+
+def _subclasses(parent: type) -> dict[str, type]:
+    """All imported subclasses by name."""
+    children: list[type] = type.__subclasses__(parent)
+    found: dict[str, type] = {}
+    for child in children:
+        found |= {child.__name__: child, **_subclasses(child)}
+    return found
 
 
 def _plain(value: Any) -> Any:
