@@ -1,0 +1,162 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Parts of DifferNet against definitions."""
+
+import math
+
+import pytest
+import torch
+from FrEIA.modules import GLOWCouplingBlock
+
+from anomalib_comet.models.differnet.anomaly_map import turn, turn_back
+from anomalib_comet.models.differnet.augmentation import random_rotations
+from anomalib_comet.models.differnet.feature_cache import FeatureCache
+from anomalib_comet.models.differnet.flow import NormalizingFlow
+from anomalib_comet.models.differnet.loss import DifferNetLoss
+from anomalib_comet.models.differnet.torch_model import DifferNetModel, window_means
+
+
+def small_model(**kwargs):
+    arguments = {
+        "backbone": "gabor",
+        "image_size": (64, 64),
+        "n_scales": 2,
+        "coupling_blocks": 2,
+        "hidden_units": 16,
+        "n_windows": 4,
+        "local_coupling_blocks": 2,
+        "local_hidden_units": 8,
+    }
+    return DifferNetModel(**{**arguments, **kwargs}).eval()
+
+
+def test_flow_is_invertible_and_knows_its_jacobian():
+    flow = NormalizingFlow(10, coupling_blocks=3, hidden_units=16).double()
+    x = torch.randn(5, 10, dtype=torch.float64)
+    z, log_det = flow(x)
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda v: flow(v[None])[0][0]))(x)
+    assert torch.allclose(torch.linalg.slogdet(jacobians).logabsdet, log_det, atol=1e-10)
+    assert torch.allclose(flow.inverse(z), x, atol=1e-10)
+
+
+def test_coupling_is_clamped_as_published():
+    # With both subnets constant, the block computes exp(alpha * 0.636 * atan(s / alpha)) * x + t for each half.
+    flow = NormalizingFlow(2, coupling_blocks=1, hidden_units=4, clamp=3.0).double()
+    coupling = flow.couplings[0]
+    assert isinstance(coupling, GLOWCouplingBlock)
+    for subnet in (coupling.subnet1, coupling.subnet2):
+        torch.nn.init.zeros_(subnet[-1].weight)
+        subnet[-1].bias.data = torch.tensor([6.0, 0.5], dtype=torch.float64)  # s, t
+    _, log_det = flow(torch.ones(1, 2, dtype=torch.float64))
+    assert log_det.item() == pytest.approx(2 * 3.0 * 0.636 * math.atan(6.0 / 3.0))
+
+
+def test_flow_draws_from_its_own_generator():
+    state = torch.get_rng_state()
+    first, second, other = (NormalizingFlow(6, 2, 8, seed=s) for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert not torch.equal(next(first.parameters()), next(other.parameters()))
+
+
+def test_loss_by_hand():
+    # Two transforms of one image: (.5 * (1 + 9) - 1) / 2 = 2 and (.5 * (4 + 0) - 0) / 2 = 1.
+    z = torch.tensor([[[1.0, 3.0], [2.0, 0.0]]])
+    assert DifferNetLoss()(z, torch.tensor([[1.0, 0.0]])).tolist() == [1.5]
+
+
+def test_score_is_the_mean_square_over_turns():
+    model = small_model()
+    image = torch.rand(1, 3, 64, 64)
+    by_hand = [model.flow(model.features(torch.rot90(image, k, (2, 3)))[0])[0].square().mean() for k in range(4)]
+    assert model(image).pred_score.item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("k", range(4))
+def test_turns_are_exact(k):
+    image = torch.rand(2, 3, 5, 7)
+    assert torch.equal(turn(image, k), torch.rot90(image, k, (-2, -1)))
+    assert torch.equal(turn_back(turn(image, k), k), image)
+
+
+def test_score_and_map_follow_a_turned_image():
+    model = small_model()
+    image = torch.rand(2, 3, 64, 64)
+    plain, turned = model(image), model(turn(image, 1))
+    assert torch.allclose(plain.pred_score, turned.pred_score, rtol=1e-5)
+    assert torch.allclose(turn(plain.anomaly_map, 1), turned.anomaly_map, rtol=1e-4, atol=1e-5)
+    assert plain.anomaly_map.shape == (2, 1, 64, 64)
+
+
+def test_oblong_images():
+    model = small_model(image_size=(64, 96))
+    image = torch.rand(2, 3, 64, 96)
+    output = model(image)
+    assert output.anomaly_map.shape == (2, 1, 64, 96)
+    assert torch.allclose(output.pred_score, model(turn(image, 2)).pred_score, rtol=1e-5)
+
+
+def test_map_is_high_where_the_windows_are_unlikely():
+    model = small_model()
+    image = torch.full((1, 3, 64, 64), 0.2)
+    image[..., :16, 48:] = torch.rand(3, 16, 16) * 8
+    anomaly_map = model(image).anomaly_map[0, 0]
+    row, column = divmod(int(anomaly_map.argmax()), 64)
+    assert row < 24
+    assert column >= 40
+
+
+def test_window_means():
+    feature_map = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert window_means(feature_map, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert window_means(feature_map, (8, 8)).shape == (1, 1, 8, 8)
+
+
+def test_image_score_does_not_depend_on_the_map():
+    image = torch.rand(1, 3, 64, 64)
+    without = small_model(n_windows=0)(image)
+    assert without.anomaly_map is None
+    assert torch.equal(without.pred_score, small_model()(image).pred_score)
+
+
+def test_random_rotations():
+    images = torch.rand(2, 3, 32, 32)
+    rotated = random_rotations(images, 4, torch.Generator().manual_seed(0))
+    assert rotated.shape == (2, 4, 3, 32, 32)
+    assert torch.equal(rotated, random_rotations(images, 4, torch.Generator().manual_seed(0)))
+    disc = (torch.linspace(-1, 1, 65)[:, None] ** 2 + torch.linspace(-1, 1, 65) ** 2 < 0.5).float().expand(1, 3, 65, 65)
+    spun = random_rotations(disc, 8, torch.Generator().manual_seed(1))[0]
+    assert (spun - disc).abs().mean() < 0.02  # a disc looks the same at any angle
+
+
+def test_cache_computes_an_image_once_and_respects_its_bound():
+    calls = []
+
+    def compute(images):
+        calls.append(len(images))
+        return (images.mean(dim=(2, 3)), images)
+
+    images = torch.rand(3, 3, 4, 4)
+    cache = FeatureCache(gib=1)
+    first = cache.get(["a", "b", "c"], images, compute)
+    again = cache.get(["c", "a", "d"], images[[2, 0, 1]], compute)
+    assert calls == [3, 1]
+    assert torch.equal(again[0][:2], first[0][[2, 0]])
+    assert torch.equal(again[1], images[[2, 0, 1]])
+    one_image = images[0].numel() * 4 + 3 * 4
+    bounded = FeatureCache(gib=2.5 * one_image / 1024**3)
+    bounded.get(["a", "b", "c"], images, compute)
+    assert len(bounded) == 2
+    assert torch.equal(bounded.get(["a", "c", "b"], images[[0, 2, 1]], compute)[1], images[[0, 2, 1]])
+
+
+def test_bad_sizes_are_refused():
+    with pytest.raises(ValueError, match="n_transforms must be 1, 2 or 4"):
+        small_model(n_transforms=3)
+    with pytest.raises(ValueError, match="n_scales"):
+        small_model(n_scales=0)
+    with pytest.raises(ValueError, match="too small"):
+        small_model(n_scales=5)
+    with pytest.raises(ValueError, match="positive clamp"):
+        small_model(clamp=0.0)
