@@ -7,7 +7,7 @@ BIN := .venv/bin
 # An environment that happens to be active, or settings made for other projects, must not change what is installed here.
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH VIRTUAL_ENV
 unexport UV_EXTRA UV_FROZEN UV_ISOLATED UV_LOCKED UV_NO_DEFAULT_GROUPS UV_NO_DEV UV_NO_EDITABLE UV_NO_GROUP UV_NO_INSTALL_PROJECT
-unexport UV_NO_SYNC UV_ONLY_DEV UV_PROJECT UV_PROJECT_ENVIRONMENT UV_WORKING_DIR UV_WORKING_DIRECTORY
+unexport UV_NO_SYNC UV_ONLY_DEV UV_PROJECT UV_PROJECT_ENVIRONMENT UV_PYTHON UV_WORKING_DIR UV_WORKING_DIRECTORY
 unexport UV_CONSTRAINT UV_EXCLUDE_NEWER UV_OVERRIDE UV_PRERELEASE UV_RESOLUTION
 
 .PHONY: help demo test lint typecheck check build clean sync
@@ -40,6 +40,7 @@ clean:
 	rm -rf .venv .uv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The exact environment of uv.lock. Takes a moment when nothing has changed.
+# The exact environment of uv.lock; takes no time when nothing has changed. `make test PYTHON_VERSION=3.12` for another
+# Python than the first one that fits.
 sync:
-	@uv=$$($(PYTHON) tools/find_uv.py) && "$$uv" sync --locked
+	@uv=$$($(PYTHON) tools/find_uv.py) && "$$uv" sync --locked $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION))
