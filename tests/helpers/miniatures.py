@@ -11,14 +11,16 @@ from __future__ import annotations
 import csv
 import json
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SIZE = 32
 TRAIN, TEST = 20, 6
@@ -322,7 +324,9 @@ def datumaro(root: Path) -> Miniature:
 
 def tabular(root: Path) -> Miniature:
     _mvtec_like(root, mask="{stem}.png")
-    rows = [{"image_path": f"train/good/{number:03}.png", "label_index": 0, "split": "train"} for number in range(TRAIN)]
+    rows = [
+        {"image_path": f"train/good/{number:03}.png", "label_index": 0, "split": "train"} for number in range(TRAIN)
+    ]
     rows += [{"image_path": f"test/good/{number:03}.png", "label_index": 0, "split": "test"} for number in range(TEST)]
     table = [{**row, "mask_path": ""} for row in rows]
     for name, count in TYPES.items():

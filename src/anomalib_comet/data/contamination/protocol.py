@@ -15,6 +15,7 @@ Terms:
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -231,13 +232,21 @@ def stratified_order(defect_types: Mapping[str, str], seed: int) -> list[str]:
     types = seeded_order(members, seed)
     total = len(defect_types)
     taken = dict.fromkeys(types, 0)
+    # A type waits until one more image keeps it below its share of the next place, rounded up. Among the types that
+    # are ready the one goes first whose share, rounded down, will soonest ask for one more image.
+    ready = [(1 / len(members[name]), rank, name) for rank, name in enumerate(types)]
+    waiting: list[tuple[int, int, str]] = []
+    heapq.heapify(ready)
     order: list[str] = []
     for place in range(1, total + 1):
-        # A type is eligible while one more image keeps it below its share of this place, rounded up.
-        eligible = [name for name in types if taken[name] * total < place * len(members[name])]
-        chosen = min(eligible, key=lambda name: Fraction(taken[name] + 1, len(members[name])))
-        order.append(members[chosen][taken[chosen]])
-        taken[chosen] += 1
+        while waiting and waiting[0][0] <= place:
+            _, rank, name = heapq.heappop(waiting)
+            heapq.heappush(ready, ((taken[name] + 1) / len(members[name]), rank, name))
+        _, rank, name = heapq.heappop(ready)
+        order.append(members[name][taken[name]])
+        taken[name] += 1
+        if taken[name] < len(members[name]):
+            heapq.heappush(waiting, (taken[name] * total // len(members[name]) + 1, rank, name))
     return order
 
 
