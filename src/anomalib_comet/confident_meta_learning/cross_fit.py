@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from .scoring import TrainingSet
+    from anomalib_comet.training_set import TrainingSet
 
 
 def fold_indices(n_samples: int, folds: int, seed: int) -> list[torch.Tensor]:

@@ -26,9 +26,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from anomalib_comet.training_set import TrainingSet
+
 from .cross_fit import cross_fitted_scores
 from .meta import meta_gradient, split_tasks, surrogate
-from .scoring import TrainingSet
 from .table import ConfidenceTable
 from .uncertainty import LossPairWindow, adaptive_l2, check_scale, model_uncertainty
 
@@ -190,7 +191,7 @@ class ConfidentMetaLearning:
         weights = self._batch_weights(batch)
         strength = self._regulariser_strength()
         loss = self._meta_loss(inputs, weights, strength) if self.use_meta else self._loss(inputs, weights, strength)
-        self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, logger=True, batch_size=len(weights))
+        self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=len(weights))
         return {"loss": loss}
 
     def _batch_weights(self, batch: Batch) -> torch.Tensor:
@@ -280,7 +281,7 @@ class ConfidentMetaLearning:
         return strength
 
     def _log_number(self, name: str, value: torch.Tensor | float) -> None:
-        self.log(name, float(value), on_step=False, on_epoch=True, logger=True, batch_size=1)
+        self.log(name, float(value), on_step=False, on_epoch=True, batch_size=1)
 
     # -------------------------------------------------------------------------------------- confidence weights
     def on_train_batch_end(self, *args, **kwargs) -> None:
@@ -315,7 +316,8 @@ class ConfidentMetaLearning:
 
     def _truth(self) -> pd.DataFrame | None:
         """What the datamodule knows of injected images; written beside the weights, seen by nothing else."""
-        return getattr(self.trainer.datamodule, "contamination", None)
+        truth = getattr(self.trainer.datamodule, "contamination", None)
+        return None if truth is None else truth[["image_path", "injected", "defect_type"]]
 
     # --------------------------------------------------------------------------------------------- checkpoint
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

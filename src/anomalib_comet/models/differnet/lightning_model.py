@@ -33,6 +33,7 @@ from anomalib.visualization import Visualizer
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_comet.backbones import keep_checkpoint_weights
+from anomalib_comet.training_set import TrainingSet
 
 from .augmentation import check_rotations, random_rotations
 from .feature_cache import FeatureCache
@@ -75,6 +76,10 @@ class DifferNet(AnomalibModule):
             Defaults to ``14``.
         local_coupling_blocks (int): Number of coupling blocks of the map's flow. Defaults to ``4``.
         local_hidden_units (int): Width of the hidden layers of the map's flow. Defaults to ``256``.
+        train_windows (int): Number of local windows an image, turn and step on which the map's flow is trained, drawn
+            at random. Defaults to ``16``.
+        standardize (bool): Whether features are shifted and scaled to zero mean and unit variance over the training
+            set before they enter the flows. Ours; the original has no such step. Defaults to ``True``.
         train_rotations (str): Poses of training images: ``"random"`` draws four random angles an image and step, as
             published; ``"quarter"`` takes the quarter turns of the score, whose features are computed once and
             remembered. Defaults to ``"random"``.
@@ -109,6 +114,8 @@ class DifferNet(AnomalibModule):
         n_windows: int = 14,
         local_coupling_blocks: int = 4,
         local_hidden_units: int = 256,
+        train_windows: int = 16,
+        standardize: bool = True,
         train_rotations: str = "random",
         cache_gib: float = 2.0,
         lr: float = 2e-4,
@@ -119,6 +126,9 @@ class DifferNet(AnomalibModule):
         visualizer: Visualizer | bool = True,
     ) -> None:
         check_rotations(train_rotations)
+        if train_windows < 1:
+            msg = f"train_windows must be at least 1, got {train_windows}; n_windows=0 turns the anomaly map off."
+            raise ValueError(msg)
         super().__init__(
             pre_processor=self.configure_pre_processor(tuple(image_size)) if pre_processor is True else pre_processor,
             post_processor=post_processor,
@@ -145,6 +155,8 @@ class DifferNet(AnomalibModule):
             seed=seed,
         )
         self.loss = DifferNetLoss()
+        self.train_windows = train_windows
+        self.standardize = standardize
         self.train_rotations = train_rotations
         self.lr = lr
         self.seed = seed
@@ -160,12 +172,10 @@ class DifferNet(AnomalibModule):
             Pooled features of shape ``(B, T, D)`` and, with an anomaly map, windows of shape ``(B, T, D, h, w)``.
         """
         if self.train_rotations == "random":
-            return self._with_windows(*self._rotated_features(batch.image))
-        return self._cache.get(
-            batch.image_path if self._may_cache else None,
-            batch.image,
-            lambda images: self._with_windows(*self.model.turned_features(images)),
-        )
+            features = self._rotated_features(batch.image)
+        else:
+            features = self._upright_features(batch)
+        return self._sample_windows(features)
 
     def sample_losses(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Return the loss of every image: negative log-likelihood per dimension, of both flows.
@@ -183,9 +193,7 @@ class DifferNet(AnomalibModule):
 
     def sample_scores(self, batch: Batch) -> torch.Tensor:
         """Return the anomaly score ``mean z^2`` of every image of a pre-processed batch, shape ``(B,)``."""
-        if self.train_rotations == "quarter" and self._may_cache:
-            return self.model.score(self.training_inputs(batch)[0])
-        return self.model.score(self.model.turned_features(batch.image)[0])
+        return self.model.score(self._upright_features(batch)[0])
 
     def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
         """Return the mean loss of a batch.
@@ -200,7 +208,7 @@ class DifferNet(AnomalibModule):
         """
         del args, kwargs
         loss = self.sample_losses(self.training_inputs(batch)).mean()
-        self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, logger=True, batch_size=len(batch.image))
+        self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=len(batch.image))
         return {"loss": loss}
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
@@ -221,6 +229,12 @@ class DifferNet(AnomalibModule):
         """Return Adam with the published settings, over the flows."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         return torch.optim.Adam(parameters, lr=self.lr, betas=(0.8, 0.8), eps=1e-4)
+
+    def on_train_start(self) -> None:
+        """Standardise the features over the training set, unless a checkpoint has brought the numbers."""
+        super().on_train_start()
+        if self.standardize and not bool(self.model.standardize.is_fitted):
+            self.model.fit_standardization(self._upright_features(batch) for batch in TrainingSet(self).batches())
 
     def on_fit_end(self) -> None:
         """Forget the features of the training set."""
@@ -274,16 +288,37 @@ class DifferNet(AnomalibModule):
     @property
     def _may_cache(self) -> bool:
         """Whether an image always gives the same features: not with training augmentations."""
+        if self.train_rotations != "quarter":
+            return False
         trainer = self._trainer
         datamodule = getattr(trainer, "datamodule", None) if trainer is not None else None
         return datamodule is not None and getattr(datamodule, "train_augmentations", None) is None
 
+    def _upright_features(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """Features over the quarter turns of the score, remembered where an image always gives the same."""
+        return self._cache.get(
+            batch.image_path if self._may_cache else None,
+            batch.image,
+            lambda images: self._with_windows(*self.model.turned_features(images)),
+        )
+
+    def _rotated_features(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Features over four random rotations of each image."""
+        rotated = random_rotations(images, n_rotations=4, generator=self._step_generator())
+        features = self._with_windows(*self.model.features(rotated.flatten(0, 1)))
+        return tuple(tensor.unflatten(0, rotated.shape[:2]) for tensor in features)
+
+    def _sample_windows(self, features: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Keep ``train_windows`` random windows of each image: shape ``(B, T, D, train_windows, 1)``."""
+        if len(features) == 1:
+            return features
+        windows = features[1].flatten(3)
+        order = torch.randperm(windows.shape[-1], generator=self._step_generator())[: self.train_windows]
+        return features[0], windows[..., order.to(windows.device), None]
+
     def _with_windows(self, pooled: torch.Tensor, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (pooled, windows) if self.model.local_flow is not None else (pooled,)
 
-    def _rotated_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # Seeded by the step, so that a resumed run draws the angles of an uninterrupted one.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
-        rotated = random_rotations(images, n_rotations=4, generator=generator)
-        pooled, windows = self.model.features(rotated.flatten(0, 1))
-        return pooled.unflatten(0, rotated.shape[:2]), windows.unflatten(0, rotated.shape[:2])
+    def _step_generator(self) -> torch.Generator:
+        """Return a generator seeded by the step: a resumed run draws what an uninterrupted one would."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)

@@ -18,7 +18,7 @@ from .anomaly_map import AnomalyMapGenerator, turn, turn_back
 from .flow import NormalizingFlow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 TURNS = {1: (0,), 2: (0, 2), 4: (0, 1, 2, 3)}
@@ -81,7 +81,7 @@ class DifferNetFeatures(nn.Module):
                     windows.append(window_means(feature_map, grid))
             if scale + 1 < self.n_scales:
                 images = F.avg_pool2d(images, 2)
-        local = torch.cat(windows, dim=1) if cell else images.new_zeros(len(images), self.n_features, 0, 0)
+        local = torch.cat(windows, dim=1) if cell else images.new_zeros(images.shape[0], self.n_features, 0, 0)
         return torch.cat(pooled, dim=1), local
 
 
@@ -103,13 +103,42 @@ def window_means(feature_map: torch.Tensor, grid: tuple[int, int]) -> torch.Tens
     return F.interpolate(feature_map, size=grid, mode="bilinear", align_corners=False, antialias=False)
 
 
+class Standardize(nn.Module):
+    """Shift and scale features to zero mean and unit variance over the training set; the identity until fitted.
+
+    Args:
+        n_features: Number of features D.
+    """
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("std", torch.ones(n_features))
+        self.register_buffer("is_fitted", torch.tensor(data=False))
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.is_fitted: torch.Tensor
+
+    def fit(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Take mean and standard deviation, shape ``(D,)``; a feature that hardly varies is only shifted."""
+        floor = 1e-3 * std.mean()
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > floor, std, torch.ones_like(std)))
+        self.is_fitted.fill_(value=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return standardised features of the same shape ``(..., D)``."""
+        return (x - self.mean) / self.std
+
+
 class DifferNetModel(nn.Module):
     """DifferNet: the likelihood of an image's pooled features under a normalizing flow.
 
     The original (Rudolph, Wandt, Rosenhahn, WACV 2021): frozen features at three scales, global average pooling, a
     flow of eight affine coupling blocks, the anomaly score ``mean z^2`` over dimensions and transforms of the image.
     Ours: a second, small flow that sees the same features of every local window, for an anomaly map that can be
-    exported. The two flows share no parameter, and the image score is the original's.
+    exported. The two flows share no parameter, and the image score is the original's. Also ours: features may be
+    standardised over the training set before they enter the flows (see :class:`Standardize`).
 
     Args:
         backbone: Name of the frozen network, see :class:`anomalib_comet.backbones.FrozenBackbone`. Defaults to
@@ -168,9 +197,11 @@ class DifferNetModel(nn.Module):
             n_windows,
         )
         n_features = self.features.n_features
+        self.standardize = Standardize(n_features)
         self.flow = NormalizingFlow(n_features, coupling_blocks, hidden_units, n_hidden=2, clamp=clamp, seed=seed)
         self.local_flow: NormalizingFlow | None = None
         if n_windows:
+            self.local_standardize = Standardize(n_features)
             self.local_flow = NormalizingFlow(
                 n_features,
                 local_coupling_blocks,
@@ -193,14 +224,33 @@ class DifferNetModel(nn.Module):
         """
         if images.shape[-1] == images.shape[-2]:  # one pass: the turns are folded into the batch
             pooled, windows = self.features(torch.cat([turn(images, k) for k in self.turns]))
-            pooled_turns = pooled.chunk(len(self.turns))
-            window_turns = windows.chunk(len(self.turns))
+            # Not chunk(), which fixes the batch size of an exported graph to the one that it was traced with.
+            pooled_turns = pooled.unflatten(0, (len(self.turns), -1)).unbind()
+            window_turns = windows.unflatten(0, (len(self.turns), -1)).unbind()
         else:
             both = [self.features(turn(images, k)) for k in self.turns]
             pooled_turns = tuple(pooled for pooled, _ in both)
             window_turns = tuple(windows for _, windows in both)
         upright = [turn_back(windows, k) for windows, k in zip(window_turns, self.turns, strict=True)]
         return torch.stack(pooled_turns, dim=1), torch.stack(upright, dim=1)
+
+    @torch.no_grad()
+    def fit_standardization(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> None:
+        """Set the features' means and standard deviations from batches of the training set.
+
+        Args:
+            batches: Pooled features of shape ``(B, T, D)`` and, with a local flow, windows of shape
+                ``(B, T, D, h, w)``.
+        """
+        sums = [torch.zeros(3, self.features.n_features, dtype=torch.float64) for _ in range(2)]
+        for batch in batches:
+            for total, features in zip(sums, batch, strict=False):
+                vectors = features.movedim(2, -1).flatten(0, -2).double().cpu()
+                total += torch.stack([torch.ones_like(vectors), vectors, vectors.square()]).sum(1)
+        targets = [self.standardize] + ([self.local_standardize] if self.local_flow is not None else [])
+        for target, (count, total, squares) in zip(targets, sums, strict=False):
+            mean = total / count
+            target.fit(mean.to(target.mean), (squares / count - mean**2).clamp(min=0.0).sqrt().to(target.std))
 
     def latents(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map pooled features through the flow.
@@ -211,7 +261,7 @@ class DifferNetModel(nn.Module):
         Returns:
             Latents ``z`` of shape ``(B, T, D)`` and log-determinants of shape ``(B, T)``.
         """
-        z, log_det = self.flow(pooled.flatten(0, 1))
+        z, log_det = self.flow(self.standardize(pooled.flatten(0, 1)))
         return z.reshape(pooled.shape), log_det.reshape(pooled.shape[:2])
 
     def local_latents(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -230,7 +280,7 @@ class DifferNetModel(nn.Module):
             msg = "This model was built with n_windows=0 and has no local flow."
             raise RuntimeError(msg)
         vectors = windows.permute(0, 1, 3, 4, 2)
-        z, log_det = self.local_flow(vectors.flatten(0, 3))
+        z, log_det = self.local_flow(self.local_standardize(vectors.flatten(0, 3)))
         return z.reshape(vectors.shape), log_det.reshape(vectors.shape[:-1])
 
     def score(self, pooled: torch.Tensor) -> torch.Tensor:
