@@ -1,0 +1,47 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Data and models small enough to train in seconds."""
+
+from anomalib.engine import Engine
+
+from anomalib_comet.data import ContaminatedDataModule, ProceduralSurfaces
+
+TINY = {
+    "backbone": "gabor",
+    "image_size": (64, 64),
+    "n_scales": 2,
+    "coupling_blocks": 2,
+    "hidden_units": 32,
+    "n_windows": 4,
+    "local_coupling_blocks": 2,
+    "local_hidden_units": 16,
+    "train_windows": 4,
+    "train_rotations": "quarter",
+}
+
+
+def surfaces(root, **kwargs):
+    """A few small images, a quarter of the training set defective."""
+    arguments = {
+        "root": root,
+        "category": "woven",
+        "n_train": 16,
+        "n_test_normal": 6,
+        "n_test_anomalous": 12,
+        "n_val_normal": 4,
+        "n_val_anomalous": 4,
+        "severity": 1.0,
+        "image_size": 72,
+        "train_batch_size": 8,
+        "eval_batch_size": 8,
+        "num_workers": 0,
+    }
+    return ContaminatedDataModule(ProceduralSurfaces(**arguments), **{"ratio": 0.25, **kwargs})
+
+
+def engine(root, **kwargs):
+    """An engine that writes below ``root`` and draws nothing on the screen."""
+    arguments = {"max_epochs": 3, "accelerator": "cpu", "devices": 1}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    return Engine(default_root_dir=root, **{**arguments, **quiet, **kwargs})

@@ -1,0 +1,232 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""CoMetDifferNet through anomalib's engine: invariants of the strategy, checkpoints, exports."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pandas as pd
+import pytest
+import torch
+from anomalib.data.utils import read_image
+from anomalib.deploy import CompressionType, ExportType, OpenVINOInferencer, TorchInferencer
+from helpers.tiny import TINY, engine, surfaces
+from torch.utils.data import DataLoader
+
+from anomalib_comet.models import CoMetDifferNet, DifferNet
+
+OFF = {"use_weights": False, "use_meta": False, "use_adaptive_l2": False}
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    return tmp_path_factory.mktemp("surfaces")
+
+
+def train(model, datamodule, root, **kwargs):
+    torch.manual_seed(0)
+    trained_by = engine(root, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trained_by.fit(model, datamodule=datamodule, ckpt_path=kwargs.pop("ckpt_path", None))
+    return trained_by
+
+
+def flows(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def identical(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.fixture(scope="module")
+def run(data_root, tmp_path_factory):
+    """A finished training: model, datamodule, engine and folder of the run."""
+    model = CoMetDifferNet(**TINY, warmup_epochs=1, kappa=0.5)
+    datamodule = surfaces(data_root)
+    trained_by = train(model, datamodule, tmp_path_factory.mktemp("run"), max_epochs=4)
+    return model.eval(), datamodule, trained_by, Path(trained_by.trainer.default_root_dir)
+
+
+def test_switches_off_is_the_base_detector_bit_for_bit(data_root, tmp_path):
+    base, off, on = DifferNet(**TINY), CoMetDifferNet(**TINY, **OFF), CoMetDifferNet(**TINY)
+    for model in (base, off, on):
+        train(model, surfaces(data_root), tmp_path)
+    assert identical(flows(base), flows(off))
+    assert not identical(flows(base), flows(on))
+
+
+def test_scrambled_training_labels_change_nothing(data_root, tmp_path):
+    trained = []
+    for scrambled in (False, True):
+        datamodule = surfaces(data_root)
+        if scrambled:
+            generator = torch.Generator().manual_seed(1)
+
+            def train_dataloader(datamodule=datamodule, generator=generator):
+                def collate(items):
+                    batch = datamodule.train_data.collate_fn(items)
+                    batch.gt_label = torch.randint(2, batch.gt_label.shape, generator=generator).bool()
+                    batch.gt_mask = torch.randint(2, batch.gt_mask.shape, generator=generator).bool()
+                    return batch
+
+                return DataLoader(datamodule.train_data, batch_size=8, shuffle=True, collate_fn=collate)
+
+            datamodule.train_dataloader = train_dataloader
+        model = CoMetDifferNet(**TINY, warmup_epochs=1, kappa=0.0)
+        train(model, datamodule, tmp_path)
+        trained.append((flows(model), model.confidence.weights))
+    assert identical(trained[0][0], trained[1][0])
+    assert trained[0][1] == trained[1][1]
+
+
+def test_weights_are_written_beside_the_run_with_the_truth(run):
+    model, datamodule, _, folder = run
+    table = pd.read_csv(folder / "confidence_weights.csv")
+    assert len(table) == len(datamodule.train_data) == 20
+    assert table.injected.sum() == 4
+    assert set(table.image_path) == set(datamodule.train_data.samples.image_path)
+    assert table.anomaly_score.is_monotonic_decreasing
+    assert table.confidence_weight.between(0, 1).all()
+    assert table.confidence_weight.min() < 1
+    assert (folder / "contamination.json").exists()
+    # The scores are those of the finished model, which is the one that gets exported.
+    first = table.iloc[0]
+    image = read_image(first.image_path, as_tensor=True)[None]
+    raw = model.model(model.pre_processor(image)).pred_score.item()
+    assert raw == pytest.approx(first.anomaly_score, rel=1e-4)
+
+
+def test_checkpoint_keeps_scores_threshold_and_weights(run, tmp_path):
+    model, datamodule, trained_by, _ = run
+    restored = CoMetDifferNet.load_from_checkpoint(trained_by.best_model_path).eval()
+    images = torch.rand(3, 3, 72, 72)
+    expected, found = model(images), restored(images)
+    for name in ("pred_score", "anomaly_map", "pred_label", "pred_mask"):
+        assert torch.equal(getattr(expected, name), getattr(found, name)), name
+    assert restored.confidence.frame().equals(model.confidence.frame())
+    assert restored.loss_pairs.state() == model.loss_pairs.state()
+    metrics = [engine(tmp_path).test(m, datamodule=surfaces(datamodule.datamodule.root))[0] for m in (model, restored)]
+    assert metrics[0] == metrics[1]
+
+
+def test_checkpoint_needs_no_weights_of_the_backbone(tmp_path):
+    settings = {**TINY, "backbone": "mobilenetv2_100", "layers": ["blocks.1"]}
+    model = DifferNet(**settings, pre_trained=False)
+    trained_by = engine(tmp_path, max_epochs=1)
+    trained_by.fit(model, datamodule=surfaces(tmp_path / "data"))
+    state = torch.load(trained_by.best_model_path, weights_only=False)
+    state["hyper_parameters"]["pre_trained"] = True  # what a user would have trained with, and cannot download here
+    state["hyper_parameters"]["backbone_weights"] = "file of the training machine.pth"
+    torch.save(state, tmp_path / "moved.ckpt")
+    restored = DifferNet.load_from_checkpoint(tmp_path / "moved.ckpt").eval()
+    image = torch.rand(1, 3, 72, 72)
+    assert torch.equal(restored(image).pred_score, model.eval()(image).pred_score)
+
+
+def test_resumed_training_equals_uninterrupted(data_root, tmp_path):
+    def fresh():
+        return CoMetDifferNet(**TINY, warmup_epochs=1, kappa=0.0)
+
+    class Seeded:
+        """The order of images must be the same in both runs for the comparison to mean anything."""
+
+        def __new__(cls):
+            datamodule = surfaces(data_root)
+            datamodule.train_dataloader = lambda: DataLoader(
+                datamodule.train_data, batch_size=8, shuffle=False, collate_fn=datamodule.train_data.collate_fn
+            )
+            return datamodule
+
+    whole, first, second = fresh(), fresh(), fresh()
+    train(whole, Seeded(), tmp_path / "whole", max_epochs=4)
+    half = train(first, Seeded(), tmp_path / "half", max_epochs=2)
+    resumed = engine(tmp_path / "half", max_epochs=4)
+    resumed.fit(second, datamodule=Seeded(), ckpt_path=half.best_model_path)
+    for name, expected in flows(whole).items():
+        assert torch.allclose(expected, flows(second)[name], rtol=1e-4, atol=1e-6), name
+    assert second.confidence.weights == pytest.approx(whole.confidence.weights, rel=1e-4)
+
+
+def test_exports_agree(run, tmp_path):
+    model, datamodule, trained_by, _ = run
+    images = torch.stack([
+        read_image(path, as_tensor=True) for path in datamodule.test_data.samples.image_path.iloc[:3]
+    ])
+    with torch.no_grad():
+        expected = model(images)
+
+    def outputs(path, hint="f32"):
+        compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": hint})
+        return {next(iter(port.get_names())): value for port, value in compiled([images.numpy()]).items()}
+
+    def largest_difference(found, name):
+        return float(np.abs(found[name].astype(float).ravel() - getattr(expected, name).numpy().ravel()).max())
+
+    onnx = trained_by.export(model, ExportType.ONNX, export_root=tmp_path)
+    full = trained_by.export(model, ExportType.OPENVINO, export_root=tmp_path)
+    half = trained_by.export(
+        model, ExportType.OPENVINO, export_root=tmp_path / "fp16", compression_type=CompressionType.FP16
+    )
+    int8 = trained_by.export(
+        model, ExportType.OPENVINO, export_root=tmp_path / "int8", compression_type=CompressionType.INT8
+    )
+    for path, tolerance in ((onnx, 1e-4), (full, 1e-4), (half, 1e-2), (int8, 5e-2)):
+        found = outputs(path)  # OpenVINO reads ONNX too; the batch is 3, the export was traced with another
+        assert largest_difference(found, "pred_score") <= tolerance, path
+        assert largest_difference(found, "anomaly_map") <= tolerance, path
+        if tolerance < 1e-3:
+            assert (found["pred_label"].ravel() == expected.pred_label.numpy().ravel()).all()
+            assert np.mean(found["pred_mask"].ravel() != expected.pred_mask.numpy().ravel()) < 1e-3
+
+    # anomalib's own inferencers, from the file to the label.
+    image_path = datamodule.test_data.samples.image_path.iloc[0]
+    by_openvino = OpenVINOInferencer(full, device="CPU").predict(image_path)
+    assert by_openvino.pred_score.item() == pytest.approx(expected.pred_score[0].item(), abs=0.03)  # bf16 by default
+    assert by_openvino.anomaly_map.shape[-2:] == (64, 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRUST_REMOTE_CODE", "1")
+        exported = trained_by.export(model, ExportType.TORCH, export_root=tmp_path)
+        by_torch = TorchInferencer(exported, device="cpu").predict(image_path)
+    assert by_torch.pred_score.item() == pytest.approx(expected.pred_score[0].item(), abs=1e-5)
+
+
+def test_second_order_and_cross_fitting_train(data_root, tmp_path):
+    model = CoMetDifferNet(
+        **TINY, second_order=True, cross_fit_folds=2, cross_fit_epochs=1, warmup_epochs=3, uncertainty_scale="raw"
+    )
+    before = flows(model)
+    datamodule = surfaces(data_root)
+    train(model, datamodule, tmp_path, max_epochs=1)
+    assert not identical(before, flows(model))
+    assert set(model.confidence.weights) == set(datamodule.train_data.samples.image_path)
+
+
+def test_random_rotations_train(data_root, tmp_path):
+    model = CoMetDifferNet(**{**TINY, "train_rotations": "random", "n_windows": 0})
+    trained_by = train(model, surfaces(data_root), tmp_path, max_epochs=1)
+    assert trained_by.trainer.global_step == 3
+    assert len(model._cache) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight_momentum": 1.0}, r"weight_momentum must be in \[0, 1\)"),
+        ({"train_share": 0.0}, r"train_share must be in \(0, 1\)"),
+        ({"kappa": -1.0}, "kappa must not be negative"),
+        ({"refresh_epochs": 0}, "refresh_epochs must be above zero"),
+        ({"task_size": 1}, "task_size must be at least 2"),
+        ({"cross_fit_folds": 1}, "cross_fit_folds"),
+        ({"uncertainty_scale": "log"}, "uncertainty_scale must be one of"),
+        ({"train_rotations": "none"}, "train_rotations must be one of"),
+        ({"train_windows": 0}, "train_windows must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CoMetDifferNet(**{**TINY, **arguments})
