@@ -5,9 +5,9 @@
 
     python benchmarks/magnetic_tiles.py --root DIR --backbone-weights FILE --out docs/results
 
-``DIR`` is in MVTec-style folders. The protocol: no overlap, one test set for all ratios of a seed, last epoch, no choice
-by test labels. The features of an image are the same in every run, so they and the decoded images are kept in memory
-from run to run; nothing else is shared. Runs that are in the CSV already are not repeated.
+``DIR`` is in MVTec-style folders. The protocol: no overlap, one test set for all ratios of a seed, last epoch, no
+choice by test labels. The features of an image are the same in every run, so they and the decoded images are kept in
+memory from run to run; nothing else is shared. Runs that are in the CSV already are not repeated.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def keep_decoded_images() -> None:
     items: dict[tuple[str, int], Any] = {}
     load = AnomalibDataset.__getitem__
 
-    def get(self: AnomalibDataset, index: int) -> Any:  # noqa: ANN401
+    def get(self: AnomalibDataset, index: int) -> Any:
         row = self.samples.iloc[index]
         key = (row.image_path, int(row.label_index))
         if key not in items:
@@ -106,7 +106,7 @@ def model(variant: str, weights: Path | None, seed: int, backbone: str) -> Anoma
 
 
 @torch.no_grad()
-def measure(detector: Any, data: Any) -> dict[str, float]:  # noqa: ANN401
+def measure(detector: Any, data: Any) -> dict[str, float]:
     """Return image AUROC and AP on the test set, and how well training scores find the injected images."""
     detector.eval()
     scores, labels = [], []
@@ -169,12 +169,16 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard deviation of the image AUROC over seeds, a row a model and a column a ratio."""
     cells = frame.groupby(["model", "ratio"], sort=False).image_auroc
     mean, spread, count = cells.mean(), cells.std(ddof=0), cells.count()
-    text = pd.Series({
-        key: f"{mean[key]:.3f} ± {spread[key]:.3f}" + ("" if count[key] == count.max() else f" (n={count[key]})")
-        for key in mean.index
-    })
+    text = pd.Series(
+        {
+            key: f"{mean[key]:.3f} ± {spread[key]:.3f}" + ("" if count[key] == count.max() else f" (n={count[key]})")
+            for key in mean.index
+        }
+    )
     text.index = pd.MultiIndex.from_tuples(text.index)
-    return text.unstack().reindex([name for name in VARIANTS if name in set(frame.model)])
+    return text.unstack().reindex(  # noqa: PD010  # a series has no pivot_table
+        [name for name in VARIANTS if name in set(frame.model)]
+    )
 
 
 def main() -> None:

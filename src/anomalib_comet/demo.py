@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded, and nothing should be looked for
 
-    import pandas as pd  # noqa: PLC0415  # seconds to import, and --help should not wait for them
+    import numpy as np  # noqa: PLC0415  # seconds to import, and --help should not wait for them
+    import pandas as pd  # noqa: PLC0415
     from anomalib.deploy import ExportType, OpenVINOInferencer  # noqa: PLC0415
     from anomalib.engine import Engine  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
@@ -124,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise RuntimeError(msg)
     samples = datamodule.test_data.samples
     defective = samples[samples.label_index == 1].iloc[0]
-    prediction = OpenVINOInferencer(exported, device="CPU").predict(defective.image_path)
+    prediction: Any = OpenVINOInferencer(exported, device="CPU").predict(defective.image_path)
+    score, label = float(np.ravel(prediction.pred_score)[0]), bool(np.ravel(prediction.pred_label)[0])
 
     weights = pd.read_csv(run / WEIGHTS_FILE)
     table = Table(title=f"CoMetDifferNet on {datamodule.name}", show_header=False)
@@ -140,10 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     for name, value in metrics.items():
         table.add_row(name, f"{value:.3f}")
-    label = "anomalous" if bool(prediction.pred_label.item()) else "normal"
     table.add_row(
         "exported model says",
-        f"{label} (score {prediction.pred_score.item():.2f}) of {Path(defective.image_path).name}",
+        f"{'anomalous' if label else 'normal'} (score {score:.2f}) of {Path(defective.image_path).name}",
     )
     console.print(table)
     for what, path in {

@@ -7,7 +7,7 @@ Every model of this package builds its features here, with arguments of the same
 ``backbone``, ``layers``, ``pre_trained`` and ``backbone_weights``.
 """
 
-from .gabor import GaborBank
 from .extractor import DEFAULT_LAYERS, FrozenBackbone, keep_checkpoint_weights
+from .gabor import GaborBank
 
 __all__ = ["DEFAULT_LAYERS", "FrozenBackbone", "GaborBank", "keep_checkpoint_weights"]

@@ -156,7 +156,7 @@ class FrozenBackbone(nn.Module):
             if feature_map.ndim != 4:  # noqa: PLR2004
                 msg = (
                     f"Layer '{layer}' of backbone '{self.backbone}' gives a tensor of shape "
-                    f"{tuple(feature_map.shape)}; a layer with maps of shape (batch, channels, height, width) is needed."
+                    f"{tuple(feature_map.shape)}; maps of shape (batch, channels, height, width) are needed."
                 )
                 raise ValueError(msg)
         return maps

@@ -112,5 +112,5 @@ def _check_scores(scores: torch.Tensor) -> None:
         raise ValueError(msg)
     if not torch.isfinite(scores).all():
         bad = int((~torch.isfinite(scores)).sum())
-        msg = f"{bad} of {scores.numel()} anomaly scores are not finite: training has diverged, lower the learning rate."
+        msg = f"{bad} of {scores.numel()} anomaly scores are not finite: training has diverged, lower lr or inner_lr."
         raise ValueError(msg)

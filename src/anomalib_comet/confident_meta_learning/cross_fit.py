@@ -40,7 +40,7 @@ def fold_indices(n_samples: int, folds: int, seed: int) -> list[torch.Tensor]:
 
 
 def cross_fitted_scores(
-    module: Any,  # noqa: ANN401
+    module: Any,
     training_set: TrainingSet,
     *,
     folds: int,
@@ -89,7 +89,7 @@ def cross_fitted_scores(
     return paths, torch.cat(scores)
 
 
-def _optimizer(module: Any) -> torch.optim.Optimizer:  # noqa: ANN401
+def _optimizer(module: Any) -> torch.optim.Optimizer:
     configured = module.configure_optimizers()
     while isinstance(configured, (list, tuple)):
         configured = configured[0]

@@ -73,7 +73,7 @@ def split_tasks(n_samples: int, task_size: int, train_share: float = 0.7) -> lis
     return splits
 
 
-def take(inputs: Any, index: torch.Tensor) -> Any:  # noqa: ANN401
+def take(inputs: Any, index: torch.Tensor) -> Any:
     """Return the rows ``index`` of every tensor in ``inputs`` (a tensor, or a tuple, list or dict of tensors)."""
     return tree_map(lambda tensor: tensor[index.to(tensor.device)], inputs)
 
@@ -81,7 +81,7 @@ def take(inputs: Any, index: torch.Tensor) -> Any:  # noqa: ANN401
 def inner_update(
     losses: SampleLosses,
     parameters: Parameters,
-    inputs: Any,  # noqa: ANN401
+    inputs: Any,
     weights: torch.Tensor,
     step_size: float,
     steps: int = 1,
@@ -124,7 +124,7 @@ def inner_update(
 def meta_gradient(
     losses: SampleLosses,
     parameters: Parameters,
-    inputs: Any,  # noqa: ANN401
+    inputs: Any,
     weights: torch.Tensor,
     *,
     task_size: int,

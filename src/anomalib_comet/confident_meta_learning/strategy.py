@@ -37,8 +37,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import pandas as pd
-    from anomalib.data import Batch
+    from lightning.pytorch import LightningModule
     from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+    class _Detector(LightningModule):
+        """What the mixin finds in the classes behind it."""
+
+        def training_inputs(self, batch: Any) -> Any: ...
+        def sample_losses(self, inputs: Any) -> torch.Tensor: ...
+        def sample_scores(self, batch: Any) -> torch.Tensor: ...
+
+else:
+    _Detector = object
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +56,7 @@ CHECKPOINT_KEY = "confident_meta_learning"
 WEIGHTS_FILE = "confidence_weights.csv"
 
 
-class ConfidentMetaLearning:
+class ConfidentMetaLearning(_Detector):
     """The CoMet training strategy: confidence weights, meta-learning, adaptive regulariser.
 
     A mixin, placed before the detector's Lightning module. The detector gives three methods, each over a
@@ -111,7 +121,7 @@ class ConfidentMetaLearning:
         gamma: float = 0.5,
         uncertainty_scale: str = "correlation",
         uncertainty_window: int = 32,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         _check_ranges(
             at_least_zero={
@@ -174,11 +184,11 @@ class ConfidentMetaLearning:
             )
             self.confidence.refresh(paths, scores)
 
-    def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+    def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Return the soft confident loss of a batch, or the detector's own with all switches off.
 
         Args:
-            batch (Batch): Training batch, pre-processed.
+            batch (ImageBatch): Training batch, pre-processed.
             *args: Passed to the detector.
             **kwargs: Passed to the detector.
 
@@ -194,12 +204,12 @@ class ConfidentMetaLearning:
         self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=len(weights))
         return {"loss": loss}
 
-    def _batch_weights(self, batch: Batch) -> torch.Tensor:
+    def _batch_weights(self, batch: Any) -> torch.Tensor:
         if not self.use_weights:
             return torch.ones(len(batch.image_path), device=self.device)
         return self.confidence.lookup(batch.image_path).to(self.device)
 
-    def _loss(self, inputs: Any, weights: torch.Tensor, strength: float) -> torch.Tensor:  # noqa: ANN401
+    def _loss(self, inputs: Any, weights: torch.Tensor, strength: float) -> torch.Tensor:
         """Soft confident loss without meta-learning: mean_i w_i L_AD(x_i | theta) + lambda ||theta||^2."""
         sample_losses = self.sample_losses(inputs)
         loss = (weights * sample_losses).mean()
@@ -213,7 +223,7 @@ class ConfidentMetaLearning:
         )
         return loss + strength * self._squared_norm(self._trainable())
 
-    def _meta_loss(self, inputs: Any, weights: torch.Tensor, strength: float) -> torch.Tensor:  # noqa: ANN401
+    def _meta_loss(self, inputs: Any, weights: torch.Tensor, strength: float) -> torch.Tensor:
         """Outer loss L_meta, carrying the outer gradient."""
         if len(weights) < 2:  # noqa: PLR2004  # a last batch of one image makes no task
             return self._loss(inputs, weights, strength)
@@ -254,7 +264,7 @@ class ConfidentMetaLearning:
             for buffer, _ in child.named_buffers(recurse=False)
         ]
 
-        def losses(parameters: Mapping[str, torch.Tensor], inputs: Any) -> torch.Tensor:  # noqa: ANN401
+        def losses(parameters: Mapping[str, torch.Tensor], inputs: Any) -> torch.Tensor:
             tensors = {f"detector.{name}": value for name, value in parameters.items()}
             tensors.update({name: module.get_buffer(name).clone() for name in running})
             return functional_call(module, tensors, (inputs,))
@@ -262,7 +272,7 @@ class ConfidentMetaLearning:
         return losses
 
     @torch.no_grad()
-    def _update_running_statistics(self, inputs: Any) -> None:  # noqa: ANN401
+    def _update_running_statistics(self, inputs: Any) -> None:
         trained = (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))  # noqa: SLF001
         if any(m.training for m in trained):
             self.sample_losses(inputs)
@@ -284,7 +294,7 @@ class ConfidentMetaLearning:
         self.log(name, float(value), on_step=False, on_epoch=True, batch_size=1)
 
     # -------------------------------------------------------------------------------------- confidence weights
-    def on_train_batch_end(self, *args, **kwargs) -> None:
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Refresh the confidence weights after the last batch of an epoch.
 
         It comes before anomalib's checkpoint of that epoch, so that a resumed run has the weights of an
@@ -316,7 +326,7 @@ class ConfidentMetaLearning:
 
     def _truth(self) -> pd.DataFrame | None:
         """What the datamodule knows of injected images; written beside the weights, seen by nothing else."""
-        truth = getattr(self.trainer.datamodule, "contamination", None)
+        truth = getattr(getattr(self.trainer, "datamodule", None), "contamination", None)
         return None if truth is None else truth[["image_path", "injected", "defect_type"]]
 
     # --------------------------------------------------------------------------------------------- checkpoint
@@ -345,11 +355,11 @@ class ConfidentMetaLearning:
 class _SampleLosses(nn.Module):
     """A module whose forward is a detector's ``sample_losses``, for ``functional_call``."""
 
-    def __init__(self, detector: Any) -> None:  # noqa: ANN401
+    def __init__(self, detector: Any) -> None:
         super().__init__()
         self.detector = detector
 
-    def forward(self, inputs: Any) -> torch.Tensor:  # noqa: ANN401
+    def forward(self, inputs: Any) -> torch.Tensor:
         return self.detector.sample_losses(inputs)
 
 

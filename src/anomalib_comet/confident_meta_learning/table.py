@@ -71,11 +71,13 @@ class ConfidenceTable:
             Columns ``rank`` (1 is the most suspicious), ``image_path``, ``anomaly_score``, ``confidence_weight``, and
             those of ``truth``.
         """
-        table = pd.DataFrame({
-            "image_path": list(self.scores),
-            "anomaly_score": list(self.scores.values()),
-            "confidence_weight": [self.weights[path] for path in self.scores],
-        })
+        table = pd.DataFrame(
+            {
+                "image_path": list(self.scores),
+                "anomaly_score": list(self.scores.values()),
+                "confidence_weight": [self.weights[path] for path in self.scores],
+            }
+        )
         table = table.sort_values(["anomaly_score", "image_path"], ascending=[False, True], ignore_index=True)
         table.insert(0, "rank", range(1, len(table) + 1))
         return table if truth is None else table.merge(truth, on="image_path", how="left")

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib.post_processing import PostProcessor
@@ -65,13 +65,13 @@ class LabelFreePostProcessor(PostProcessor):
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
         return (*super()._checkpoint_config_keys, "kappa")
 
-    def on_validation_batch_end(
+    def on_validation_batch_end(  # type: ignore[override]  # anomalib's own signature
         self,
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Batch,
-        *args,
-        **kwargs,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Collect scores; labels and masks of the batch are not looked at.
 

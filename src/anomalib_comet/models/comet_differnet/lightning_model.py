@@ -10,7 +10,7 @@ from anomalib_comet.models.differnet import DifferNet
 
 
 # AnomalibModule is named again because anomalib's list_models() and get_model() see direct subclasses only.
-class CoMetDifferNet(ConfidentMetaLearning, DifferNet, AnomalibModule):
+class CoMetDifferNet(ConfidentMetaLearning, DifferNet, AnomalibModule):  # type: ignore[misc]
     """DifferNet trained by Confident Meta-Learning, for training sets that hold some unlabelled defects.
 
     See :class:`anomalib_comet.confident_meta_learning.ConfidentMetaLearning` and

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,7 @@ class NormalizingFlow(nn.Module):
         def subnet(n_in: int, n_out: int) -> nn.Sequential:
             widths = [n_in, *[hidden_units] * (n_hidden + 1), n_out]
             layers: list[nn.Module] = []
-            for i, o in zip(widths[:-1], widths[1:], strict=True):
+            for i, o in itertools.pairwise(widths):
                 layers += [_linear(i, o, generator), nn.ReLU()]
             return nn.Sequential(*layers[:-1])
 

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib import LearningType
-from anomalib.metrics import Evaluator
+from anomalib.metrics import Evaluator  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.models.components import AnomalibModule
-from anomalib.post_processing import PostProcessor
+from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.pre_processing import PreProcessor
-from anomalib.visualization import Visualizer
+from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_comet.backbones import keep_checkpoint_weights
@@ -43,7 +43,6 @@ from .torch_model import DifferNetModel
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from anomalib.data import Batch
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -99,6 +98,9 @@ class DifferNet(AnomalibModule):
         RuntimeError: If published weights cannot be downloaded.
     """
 
+    model: DifferNetModel
+    loss: DifferNetLoss
+
     def __init__(
         self,
         backbone: str = "alexnet",
@@ -130,7 +132,9 @@ class DifferNet(AnomalibModule):
             msg = f"train_windows must be at least 1, got {train_windows}; n_windows=0 turns the anomaly map off."
             raise ValueError(msg)
         super().__init__(
-            pre_processor=self.configure_pre_processor(tuple(image_size)) if pre_processor is True else pre_processor,
+            pre_processor=self.configure_pre_processor((image_size[0], image_size[1]))
+            if pre_processor is True
+            else pre_processor,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
@@ -162,11 +166,11 @@ class DifferNet(AnomalibModule):
         self.seed = seed
         self._cache = FeatureCache(cache_gib)
 
-    def training_inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+    def training_inputs(self, batch: Any) -> tuple[torch.Tensor, ...]:
         """Return what a step needs of a batch beside the trainable parameters: the frozen features.
 
         Args:
-            batch (Batch): Training batch, pre-processed.
+            batch (ImageBatch): Training batch, pre-processed.
 
         Returns:
             Pooled features of shape ``(B, T, D)`` and, with an anomaly map, windows of shape ``(B, T, D, h, w)``.
@@ -191,15 +195,15 @@ class DifferNet(AnomalibModule):
             losses = losses + self.loss(*self.model.local_latents(inputs[1]))
         return losses
 
-    def sample_scores(self, batch: Batch) -> torch.Tensor:
+    def sample_scores(self, batch: Any) -> torch.Tensor:
         """Return the anomaly score ``mean z^2`` of every image of a pre-processed batch, shape ``(B,)``."""
         return self.model.score(self._upright_features(batch)[0])
 
-    def training_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+    def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Return the mean loss of a batch.
 
         Args:
-            batch (Batch): Training batch, pre-processed.
+            batch (ImageBatch): Training batch, pre-processed.
             *args: Unused.
             **kwargs: Unused.
 
@@ -211,11 +215,11 @@ class DifferNet(AnomalibModule):
         self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=len(batch.image))
         return {"loss": loss}
 
-    def validation_step(self, batch: Batch, *args, **kwargs) -> STEP_OUTPUT:
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Return predictions for a batch.
 
         Args:
-            batch (Batch): Validation batch, pre-processed.
+            batch (ImageBatch): Validation batch, pre-processed.
             *args: Unused.
             **kwargs: Unused.
 
@@ -264,14 +268,16 @@ class DifferNet(AnomalibModule):
             PreProcessor: The pre-processor.
         """
         return PreProcessor(
-            transform=Compose([
-                Resize(image_size or (448, 448), antialias=False),
-                Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
-            ]),
+            transform=Compose(
+                [
+                    Resize(image_size or (448, 448), antialias=False),
+                    Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+                ]
+            ),
         )
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args, **kwargs) -> AnomalibModule:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> AnomalibModule:  # type: ignore[override]
         """Restore a model; the backbone's weights come from the checkpoint, nothing is downloaded.
 
         Args:
@@ -294,7 +300,7 @@ class DifferNet(AnomalibModule):
         datamodule = getattr(trainer, "datamodule", None) if trainer is not None else None
         return datamodule is not None and getattr(datamodule, "train_augmentations", None) is None
 
-    def _upright_features(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+    def _upright_features(self, batch: Any) -> tuple[torch.Tensor, ...]:
         """Features over the quarter turns of the score, remembered where an image always gives the same."""
         return self._cache.get(
             batch.image_path if self._may_cache else None,

@@ -246,7 +246,7 @@ class DifferNetModel(nn.Module):
         for batch in batches:
             for total, features in zip(sums, batch, strict=False):
                 vectors = features.movedim(2, -1).flatten(0, -2).double().cpu()
-                total += torch.stack([torch.ones_like(vectors), vectors, vectors.square()]).sum(1)
+                total.add_(torch.stack([torch.ones_like(vectors), vectors, vectors.square()]).sum(1))
         targets = [self.standardize] + ([self.local_standardize] if self.local_flow is not None else [])
         for target, (count, total, squares) in zip(targets, sums, strict=False):
             mean = total / count
