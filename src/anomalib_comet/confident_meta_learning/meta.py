@@ -15,14 +15,13 @@ Sums over images are taken as means over the batch, so that the learning rate do
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any
 
     Parameters = Mapping[str, torch.Tensor]
     SampleLosses = Callable[[Parameters, Any], torch.Tensor]
@@ -113,11 +112,13 @@ def inner_update(
             list(adapted.values()),
             create_graph=not first_order,
         )
-        updated = {
-            name: value - step_size * gradient
-            for (name, value), gradient in zip(adapted.items(), gradients, strict=True)
-        }
-        adapted = {k: v.detach().requires_grad_() for k, v in updated.items()} if first_order else updated
+        if first_order:
+            with torch.no_grad():  # one fused operation for all tensors: small ones are all overhead
+                values = torch._foreach_add(list(adapted.values()), gradients, alpha=-step_size)  # noqa: SLF001
+            adapted = {name: value.requires_grad_() for name, value in zip(adapted, values, strict=True)}
+        else:
+            pairs = zip(adapted.items(), gradients, strict=True)
+            adapted = {name: value - step_size * gradient for (name, value), gradient in pairs}
     return adapted, start
 
 
@@ -132,7 +133,7 @@ def meta_gradient(
     steps: int = 1,
     train_share: float = 0.7,
     first_order: bool = True,
-    regulariser: Callable[[Parameters], torch.Tensor] | None = None,
+    l2_strength: float = 0.0,
 ) -> MetaGradient:
     """Return the outer gradient of a batch: every image adapts its task once and judges the adapted model once.
 
@@ -149,15 +150,17 @@ def meta_gradient(
         train_share: Share of a task in its training part. Defaults to ``0.7``.
         first_order: Whether the outer gradient at theta' is applied to theta as it is (first-order MAML). Defaults to
             ``True``.
-        regulariser: A function of theta' added to the outer loss, averaged over tasks: lambda ||theta'||^2. Defaults
-            to ``None``.
+        l2_strength: lambda of the regulariser ``lambda ||theta'||^2`` of the outer loss, averaged over tasks; see
+            :func:`is_regularised`. Defaults to ``0.0``.
 
     Returns:
         The outcome, see :class:`MetaGradient`. The inner improvement compares a part's loss as the training part of
         its own task (at theta) with its loss as the validation part (at theta'), so it costs nothing.
     """
     n_samples = len(weights)
-    total: dict[str, torch.Tensor] = {}
+    names = list(parameters)
+    decayed = [k for k, name in enumerate(names) if is_regularised(parameters[name])] if l2_strength else []
+    total: list[torch.Tensor] = []
     outer_loss = weights.new_zeros(())
     train_losses, val_losses = [], []
     splits = split_tasks(n_samples, task_size, train_share)
@@ -171,15 +174,24 @@ def meta_gradient(
             steps,
             first_order,
         )
+        values = list(adapted.values())
         sample_losses = losses(adapted, take(inputs, val))
         loss = (weights[val.to(weights.device)] * sample_losses).sum() / n_samples
-        if regulariser is not None:
-            loss = loss + regulariser(adapted) / len(splits)
+        share = l2_strength / len(splits)
+        penalised = [values[k] for k in decayed]
         if first_order:
-            gradients = torch.autograd.grad(loss, list(adapted.values()))
-            for name, gradient in zip(adapted, gradients, strict=True):
-                total[name] = total[name] + gradient if name in total else gradient
+            gradients = list(torch.autograd.grad(loss, values))
+            with torch.no_grad():
+                if penalised:  # the gradient of lambda ||theta'||^2 is 2 lambda theta'
+                    torch._foreach_add_([gradients[k] for k in decayed], penalised, alpha=2 * share)
+                    loss = loss + share * squared_norm(penalised)
+                if total:
+                    torch._foreach_add_(total, gradients)
+                else:
+                    total = gradients
             loss = loss.detach()
+        elif penalised:
+            loss = loss + share * squared_norm(penalised)
         outer_loss = outer_loss + loss
         train_losses.append(train_loss)
         val_losses.append(sample_losses.detach().mean())
@@ -189,11 +201,21 @@ def meta_gradient(
     at_adapted = torch.stack(val_losses)
     swapped = at_theta.reshape(-1, 2).flip(1).reshape(-1)
     return MetaGradient(
-        gradients=total if first_order else None,
+        gradients=dict(zip(names, total, strict=True)) if first_order else None,
         loss=outer_loss,
         pairs=torch.stack([at_theta, at_adapted], dim=1),
         inner_improvement=(swapped - at_adapted).mean(),
     )
+
+
+def is_regularised(parameter: torch.Tensor) -> bool:
+    """Tell whether a parameter counts in ``||theta||^2``: biases and norm layers, which are vectors, do not."""
+    return parameter.ndim > 1
+
+
+def squared_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Return the sum of all squares, a scalar."""
+    return torch.stack(torch._foreach_norm(tensors)).square().sum()  # noqa: SLF001
 
 
 def surrogate(value: torch.Tensor, parameters: Parameters, gradients: Parameters) -> torch.Tensor:
@@ -210,5 +232,19 @@ def surrogate(value: torch.Tensor, parameters: Parameters, gradients: Parameters
     Returns:
         A scalar tensor with a graph.
     """
-    linear = torch.stack([(parameters[name] * gradient.detach()).sum() for name, gradient in gradients.items()]).sum()
-    return value.detach() + linear - linear.detach()
+    names = list(gradients)
+    return _Surrogate.apply(value, len(names), *[gradients[n] for n in names], *[parameters[n] for n in names])
+
+
+class _Surrogate(torch.autograd.Function):
+    """A number whose derivative is given."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, count: int, *tensors: torch.Tensor) -> torch.Tensor:
+        ctx.gradients = tensors[:count]
+        return value.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        scaled = torch._foreach_mul(list(ctx.gradients), output)  # noqa: SLF001
+        return (None, None, *[None] * len(ctx.gradients), *scaled)

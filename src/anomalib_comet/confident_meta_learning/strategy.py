@@ -29,7 +29,7 @@ from torch.func import functional_call
 from anomalib_comet.training_set import TrainingSet
 
 from .cross_fit import cross_fitted_scores
-from .meta import meta_gradient, split_tasks, surrogate
+from .meta import is_regularised, meta_gradient, split_tasks, squared_norm, surrogate
 from .table import ConfidenceTable
 from .uncertainty import LossPairWindow, adaptive_l2, check_scale, model_uncertainty
 
@@ -221,7 +221,7 @@ class ConfidentMetaLearning(_Detector):
             (float(detached[train].mean()), float(detached[val].mean()))
             for train, val in split_tasks(len(detached), self.task_size, self.train_share)
         )
-        return loss + strength * self._squared_norm(self._trainable())
+        return loss + strength * squared_norm([p for p in self._trainable().values() if is_regularised(p)])
 
     def _meta_loss(self, inputs: Any, weights: torch.Tensor, strength: float) -> torch.Tensor:
         """Outer loss L_meta, carrying the outer gradient."""
@@ -238,7 +238,7 @@ class ConfidentMetaLearning(_Detector):
             steps=self.inner_steps,
             train_share=self.train_share,
             first_order=not self.second_order,
-            regulariser=(lambda adapted: strength * self._squared_norm(adapted)) if self.use_adaptive_l2 else None,
+            l2_strength=strength,
         )
         self._update_running_statistics(inputs)
         self.loss_pairs.extend((float(a), float(b)) for a, b in outcome.pairs)
@@ -276,10 +276,6 @@ class ConfidentMetaLearning(_Detector):
         trained = (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))  # noqa: SLF001
         if any(m.training for m in trained):
             self.sample_losses(inputs)
-
-    def _squared_norm(self, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return ``||theta||^2`` without biases and norm layers, which are vectors."""
-        return torch.stack([p.square().sum() for p in parameters.values() if p.ndim > 1]).sum()
 
     def _regulariser_strength(self) -> float:
         if not self.use_adaptive_l2:

@@ -77,10 +77,12 @@ def test_table_smooths_by_path_not_by_position():
     # Quartiles of (1, 2, 3, 12): Q3 = 3 + 0.25 * 9 = 5.25, so d starts at 5.25 / 12.
     assert table.lookup(["d", "unseen", "a"]).tolist() == pytest.approx([5.25 / 12, 1.0, 1.0])
     table.refresh(["d", "c", "b", "a"], torch.tensor([1.0, 3.0, 2.0, 12.0]))  # now a is suspicious
-    assert table.lookup(["a", "d"]).tolist() == pytest.approx([
-        float(smoothed(torch.tensor(1.0), torch.tensor(5.25 / 12), 0.5)),
-        float(smoothed(torch.tensor(5.25 / 12), torch.tensor(1.0), 0.5)),
-    ])
+    assert table.lookup(["a", "d"]).tolist() == pytest.approx(
+        [
+            float(smoothed(torch.tensor(1.0), torch.tensor(5.25 / 12), 0.5)),
+            float(smoothed(torch.tensor(5.25 / 12), torch.tensor(1.0), 0.5)),
+        ]
+    )
 
 
 def test_table_survives_a_checkpoint_and_writes_ranks(tmp_path):

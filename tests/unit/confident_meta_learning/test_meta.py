@@ -84,21 +84,32 @@ def test_no_inner_step_is_the_plain_weighted_gradient():
     assert outcome.inner_improvement.item() == pytest.approx(0.0)
 
 
-def test_regulariser_acts_on_adapted_parameters():
-    # Mean over the two splits of d(3 theta'^2)/dtheta' = 6 theta' = 6 (.2 + .7) / 2.
-    bare = meta_gradient(squared_error, theta(), X, W, task_size=4, step_size=0.1, train_share=0.5)
-    outcome = meta_gradient(
-        squared_error,
-        theta(),
-        X,
-        W,
-        task_size=4,
-        step_size=0.1,
-        train_share=0.5,
-        regulariser=lambda p: 3 * p["theta"].square(),
-    )
-    difference = outcome.gradients["theta"] - bare.gradients["theta"]
-    assert difference.item() == pytest.approx(6 * 0.9 / 2)
+@pytest.mark.parametrize("first_order", [True, False])
+def test_regulariser_acts_on_adapted_matrices(first_order):
+    # Mean over the two splits of d(3 theta'^2)/dtheta' = 6 theta' = 6 (.2 + .7) / 2; a scalar counts as no matrix.
+    def outcome(shape, strength):
+        parameters = {"theta": torch.zeros(shape, dtype=torch.float64, requires_grad=True)}
+        result = meta_gradient(
+            lambda p, x: (p["theta"].reshape(()) - x).square(),
+            parameters,
+            X,
+            W,
+            task_size=4,
+            step_size=0.1,
+            train_share=0.5,
+            l2_strength=strength,
+            first_order=first_order,
+        )
+        if first_order:
+            return result.gradients["theta"].item(), result.loss.item()
+        result.loss.backward()
+        return parameters["theta"].grad.item(), result.loss.item()
+
+    bare, matrix, scalar = outcome((1, 1), 0.0), outcome((1, 1), 3.0), outcome((), 3.0)
+    chain = (1.0, 1.0) if first_order else (0.85, 0.875)  # dtheta'/dtheta, as above
+    assert matrix[0] - bare[0] == pytest.approx(3 * (0.2 * chain[0] + 0.7 * chain[1]))
+    assert matrix[1] - bare[1] == pytest.approx(3 * (0.04 + 0.49) / 2)
+    assert scalar == pytest.approx(bare)
 
 
 def test_surrogate_carries_value_and_gradient():
