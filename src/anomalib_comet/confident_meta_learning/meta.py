@@ -46,7 +46,7 @@ class MetaGradient:
     inner_improvement: torch.Tensor
 
 
-def split_tasks(n_samples: int, task_size: int, train_share: float = 0.7) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def split_tasks(n_samples: int, task_size: int, train_share: float = 0.7) -> list[tuple[slice, slice]]:
     """Cut a shuffled batch into tasks, each with its training and validation part, and the same with parts swapped.
 
     Args:
@@ -55,26 +55,30 @@ def split_tasks(n_samples: int, task_size: int, train_share: float = 0.7) -> lis
         train_share: Share of a task's images in its training part. Defaults to ``0.7``.
 
     Returns:
-        Pairs of index tensors (training part, validation part), two a task: every image is in one validation part
-        and in one training part. Empty for fewer than two images.
+        Pairs of slices (training part, validation part), two a task: every image is in one validation part and in one
+        training part. Empty for fewer than two images.
 
     Example:
-        >>> [(a.tolist(), b.tolist()) for a, b in split_tasks(4, task_size=4, train_share=0.75)]
-        [([0, 1, 2], [3]), ([3], [0, 1, 2])]
+        >>> split_tasks(4, task_size=4, train_share=0.75)
+        [(slice(0, 3, None), slice(3, 4, None)), (slice(3, 4, None), slice(0, 3, None))]
     """
     if n_samples < 2:  # noqa: PLR2004
         return []
     n_tasks = min(max(1, round(n_samples / task_size)), n_samples // 2)
-    splits = []
-    for task in torch.tensor_split(torch.arange(n_samples), n_tasks):
-        n_train = min(max(1, round(train_share * len(task))), len(task) - 1)
-        splits += [(task[:n_train], task[n_train:]), (task[n_train:], task[:n_train])]
+    size, larger = divmod(n_samples, n_tasks)
+    splits, start = [], 0
+    for task in range(n_tasks):
+        stop = start + size + (task < larger)
+        n_train = min(max(1, round(train_share * (stop - start))), stop - start - 1)
+        train, val = slice(start, start + n_train), slice(start + n_train, stop)
+        splits += [(train, val), (val, train)]
+        start = stop
     return splits
 
 
-def take(inputs: Any, index: torch.Tensor) -> Any:
-    """Return the rows ``index`` of every tensor in ``inputs`` (a tensor, or a tuple, list or dict of tensors)."""
-    return tree_map(lambda tensor: tensor[index.to(tensor.device)], inputs)
+def take(inputs: Any, rows: slice) -> Any:
+    """Return some rows of every tensor in ``inputs`` (a tensor, or a tuple, list or dict of tensors)."""
+    return tree_map(lambda tensor: tensor[rows], inputs)
 
 
 def inner_update(
@@ -169,14 +173,14 @@ def meta_gradient(
             losses,
             parameters,
             take(inputs, train),
-            weights[train.to(weights.device)],
+            weights[train],
             step_size,
             steps,
             first_order,
         )
         values = list(adapted.values())
         sample_losses = losses(adapted, take(inputs, val))
-        loss = (weights[val.to(weights.device)] * sample_losses).sum() / n_samples
+        loss = (weights[val] * sample_losses).sum() / n_samples
         share = l2_strength / len(splits)
         penalised = [values[k] for k in decayed]
         if first_order:

@@ -80,7 +80,8 @@ class ConfidentMetaLearning(_Detector):
         cross_fit_folds (int): If 2 or more, the first weights are cross-fitted before training: the detector is
             trained briefly without a fold of the images and scores that fold. 0 turns it off. Defaults to ``0``.
         cross_fit_epochs (int): Epochs of each of these brief trainings. Defaults to ``5``.
-        task_size (int): Wished number of images in a task. Defaults to ``16``.
+        task_size (int): Wished number of images in a task. Small tasks cost more time: a step makes four passes a task.
+            Defaults to ``32``.
         train_share (float): Share of a task in its training part, in (0, 1). Defaults to ``0.7``.
         inner_lr (float): Learning rate alpha of the inner steps. Defaults to ``0.01``.
         inner_steps (int): Number of inner steps. Defaults to ``1``.
@@ -112,7 +113,7 @@ class ConfidentMetaLearning(_Detector):
         weight_momentum: float = 0.5,
         cross_fit_folds: int = 0,
         cross_fit_epochs: int = 5,
-        task_size: int = 16,
+        task_size: int = 32,
         train_share: float = 0.7,
         inner_lr: float = 0.01,
         inner_steps: int = 1,

@@ -26,13 +26,14 @@ W = torch.tensor([1.0, 0.5, 1.0, 0.25], dtype=torch.float64)
 
 @given(st.integers(2, 70), st.integers(2, 32), st.floats(0.05, 0.95))
 def test_every_image_is_in_both_loops_once(n, task_size, share):
-    splits = split_tasks(n, task_size, share)
-    assert sorted(torch.cat([train for train, _ in splits]).tolist()) == list(range(n))
-    assert sorted(torch.cat([val for _, val in splits]).tolist()) == list(range(n))
+    everyone = torch.arange(n)
+    splits = [(everyone[train].tolist(), everyone[val].tolist()) for train, val in split_tasks(n, task_size, share)]
+    assert sorted(i for train, _ in splits for i in train) == everyone.tolist()
+    assert sorted(i for _, val in splits for i in val) == everyone.tolist()
     for train, val in splits:
-        assert len(train)
-        assert len(val)
-        assert not set(train.tolist()) & set(val.tolist())
+        assert train
+        assert val
+        assert not set(train) & set(val)
 
 
 def test_too_few_images_make_no_task():

@@ -96,7 +96,7 @@ class NormalizingFlow(nn.Module):
         """
         log_det = x.new_zeros(x.shape[0])
         for k, coupling in enumerate(self.couplings):
-            (x,), block_log_det = coupling([x[:, getattr(self, f"permutation{k}")]])
+            (x,), block_log_det = coupling([x.index_select(1, getattr(self, f"permutation{k}"))])
             log_det = log_det + block_log_det
         return x, log_det
 
