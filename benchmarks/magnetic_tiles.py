@@ -102,7 +102,7 @@ def model(variant: str, weights: Path | None, seed: int, backbone: str) -> Anoma
         "seed": seed,
     }
     strategy = VARIANTS[variant]
-    return DifferNet(**settings) if strategy is None else CoMetDifferNet(**settings, **strategy)
+    return DifferNet(**settings) if strategy is None else CoMetDifferNet(**settings, task_size=16, **strategy)
 
 
 @torch.no_grad()

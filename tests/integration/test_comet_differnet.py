@@ -13,10 +13,10 @@ import pytest
 import torch
 from anomalib.data.utils import read_image
 from anomalib.deploy import CompressionType, ExportType, OpenVINOInferencer, TorchInferencer
-from helpers.tiny import TINY, engine, surfaces
 from torch.utils.data import DataLoader
 
 from anomalib_comet.models import CoMetDifferNet, DifferNet
+from helpers.tiny import TINY, engine, surfaces
 
 OFF = {"use_weights": False, "use_meta": False, "use_adaptive_l2": False}
 
@@ -154,9 +154,9 @@ def test_resumed_training_equals_uninterrupted(data_root, tmp_path):
 
 def test_exports_agree(run, tmp_path):
     model, datamodule, trained_by, _ = run
-    images = torch.stack([
-        read_image(path, as_tensor=True) for path in datamodule.test_data.samples.image_path.iloc[:3]
-    ])
+    images = torch.stack(
+        [read_image(path, as_tensor=True) for path in datamodule.test_data.samples.image_path.iloc[:3]]
+    )
     with torch.no_grad():
         expected = model(images)
 
@@ -220,7 +220,7 @@ def test_random_rotations_train(data_root, tmp_path):
         ({"train_share": 0.0}, r"train_share must be in \(0, 1\)"),
         ({"kappa": -1.0}, "kappa must not be negative"),
         ({"refresh_epochs": 0}, "refresh_epochs must be above zero"),
-        ({"task_size": 1}, "task_size must be at least 2"),
+        ({"task_size": 3}, "task_size must be at least 4"),
         ({"cross_fit_folds": 1}, "cross_fit_folds"),
         ({"uncertainty_scale": "log"}, "uncertainty_scale must be one of"),
         ({"train_rotations": "none"}, "train_rotations must be one of"),

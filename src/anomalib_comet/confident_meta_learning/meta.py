@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     """Parameters and inputs in, the detector's un-weighted loss of every sample out, shape (B,)."""
 
 
+SMALLEST_TASK = 4
+
+
 @dataclass(frozen=True)
 class MetaGradient:
     """Outcome of one meta-step.
@@ -56,20 +59,21 @@ def split_tasks(n_samples: int, task_size: int, train_share: float = 0.7) -> lis
 
     Returns:
         Pairs of slices (training part, validation part), two a task: every image is in one validation part and in one
-        training part. Empty for fewer than two images.
+        training part. A part has two images at least, because batch norm cannot train on one; fewer than four images
+        make no task.
 
     Example:
-        >>> split_tasks(4, task_size=4, train_share=0.75)
-        [(slice(0, 3, None), slice(3, 4, None)), (slice(3, 4, None), slice(0, 3, None))]
+        >>> split_tasks(5, task_size=5, train_share=0.6)
+        [(slice(0, 3, None), slice(3, 5, None)), (slice(3, 5, None), slice(0, 3, None))]
     """
-    if n_samples < 2:  # noqa: PLR2004
+    if n_samples < SMALLEST_TASK:
         return []
-    n_tasks = min(max(1, round(n_samples / task_size)), n_samples // 2)
+    n_tasks = min(max(1, round(n_samples / task_size)), n_samples // SMALLEST_TASK)
     size, larger = divmod(n_samples, n_tasks)
     splits, start = [], 0
     for task in range(n_tasks):
         stop = start + size + (task < larger)
-        n_train = min(max(1, round(train_share * (stop - start))), stop - start - 1)
+        n_train = min(max(2, round(train_share * (stop - start))), stop - start - 2)
         train, val = slice(start, start + n_train), slice(start + n_train, stop)
         splits += [(train, val), (val, train)]
         start = stop
@@ -147,7 +151,7 @@ def meta_gradient(
         losses: The detector's per-sample losses as a function of the parameters.
         parameters: theta, tensors that require gradients.
         inputs: The batch, a tensor or a tuple, list or dict of tensors with the same first dimension.
-        weights: Confidence weights of the samples, shape ``(B,)``, ``B >= 2``.
+        weights: Confidence weights of the samples, shape ``(B,)``, ``B >= 4``.
         task_size: Wished number of images in a task.
         step_size: alpha, the inner learning rate.
         steps: Inner steps. Defaults to ``1``.

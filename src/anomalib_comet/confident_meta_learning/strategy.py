@@ -29,7 +29,7 @@ from torch.func import functional_call
 from anomalib_comet.training_set import TrainingSet
 
 from .cross_fit import cross_fitted_scores
-from .meta import is_regularised, meta_gradient, split_tasks, squared_norm, surrogate
+from .meta import SMALLEST_TASK, is_regularised, meta_gradient, split_tasks, squared_norm, surrogate
 from .table import ConfidenceTable
 from .uncertainty import LossPairWindow, adaptive_l2, check_scale, model_uncertainty
 
@@ -141,7 +141,7 @@ class ConfidentMetaLearning(_Detector):
         )
         _require(0.0 <= weight_momentum < 1.0, f"weight_momentum must be in [0, 1), got {weight_momentum}.")
         _require(0.0 < train_share < 1.0, f"train_share must be in (0, 1), got {train_share}.")
-        _require(task_size > 1, f"task_size must be at least 2, got {task_size}.")
+        _require(task_size >= SMALLEST_TASK, f"task_size must be at least {SMALLEST_TASK}, got {task_size}.")
         _require(cross_fit_folds == 0 or cross_fit_folds > 1, f"cross_fit_folds must be 0 or >= 2: {cross_fit_folds}.")
         missing = [m for m in ("training_inputs", "sample_losses", "sample_scores") if not hasattr(self, m)]
         if missing:
@@ -226,7 +226,7 @@ class ConfidentMetaLearning(_Detector):
 
     def _meta_loss(self, inputs: Any, weights: torch.Tensor, strength: float) -> torch.Tensor:
         """Outer loss L_meta, carrying the outer gradient."""
-        if len(weights) < 2:  # noqa: PLR2004  # a last batch of one image makes no task
+        if len(weights) < SMALLEST_TASK:  # a last batch of a few images makes no task
             return self._loss(inputs, weights, strength)
         parameters = self._trainable()
         outcome = meta_gradient(
@@ -258,25 +258,27 @@ class ConfidentMetaLearning(_Detector):
         Running statistics of batch norm are cloned for every call: they must not see adapted weights.
         """
         module = _SampleLosses(self)
-        running = [
-            f"detector.{name}.{buffer}"
-            for name, child in self.named_modules()
-            if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.training  # noqa: SLF001
-            for buffer, _ in child.named_buffers(recurse=False)
-        ]
+        running = {
+            f"detector.{name}.{buffer}": value
+            for name, child in self._trained_batch_norms()
+            for buffer, value in child.named_buffers(recurse=False)
+        }
 
         def losses(parameters: Mapping[str, torch.Tensor], inputs: Any) -> torch.Tensor:
             tensors = {f"detector.{name}": value for name, value in parameters.items()}
-            tensors.update({name: module.get_buffer(name).clone() for name in running})
-            return functional_call(module, tensors, (inputs,))
+            tensors.update({name: value.clone() for name, value in running.items()})
+            return functional_call(module, tensors, (inputs,), tie_weights=False)
 
         return losses
 
     @torch.no_grad()
     def _update_running_statistics(self, inputs: Any) -> None:
-        trained = (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))  # noqa: SLF001
-        if any(m.training for m in trained):
+        if self._trained_batch_norms():
             self.sample_losses(inputs)
+
+    def _trained_batch_norms(self) -> list[tuple[str, nn.Module]]:
+        batch_norm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001
+        return [(name, m) for name, m in self.named_modules() if isinstance(m, batch_norm) and m.training]
 
     def _regulariser_strength(self) -> float:
         if not self.use_adaptive_l2:
