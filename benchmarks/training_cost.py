@@ -42,7 +42,7 @@ PRESETS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-def stepper(model: Any, batch: Any, remembered: bool) -> Callable[[], None]:  # noqa: ANN401
+def stepper(model: Any, batch: Any, remembered: bool) -> Callable[[], None]:
     """Return a function that does one training step."""
     model.log = lambda *_args, **_kwargs: None  # there is no trainer here
     model.train()

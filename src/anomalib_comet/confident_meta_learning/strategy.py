@@ -85,6 +85,9 @@ class ConfidentMetaLearning(_Detector):
         train_share (float): Share of a task in its training part, in (0, 1). Defaults to ``0.7``.
         inner_lr (float): Learning rate alpha of the inner steps. Defaults to ``0.01``.
         inner_steps (int): Number of inner steps. Defaults to ``1``.
+        inner_clip (float): Largest norm of an inner gradient; 0 for no bound. Ours: gradients of a likelihood have
+            heavy tails, and without a bound a plain inner step can throw the adapted parameters away. Defaults to
+            ``1.0``.
         second_order (bool): Whether the outer gradient goes through the inner steps. Defaults to ``False``.
         lambda0 (float): Base strength of the adaptive regulariser. Defaults to ``1e-6``.
         gamma (float): Gain of the regulariser on the model uncertainty. Defaults to ``0.5``.
@@ -117,6 +120,7 @@ class ConfidentMetaLearning(_Detector):
         train_share: float = 0.7,
         inner_lr: float = 0.01,
         inner_steps: int = 1,
+        inner_clip: float = 1.0,
         second_order: bool = False,
         lambda0: float = 1e-6,
         gamma: float = 0.5,
@@ -129,6 +133,7 @@ class ConfidentMetaLearning(_Detector):
                 "kappa": kappa,
                 "warmup_epochs": warmup_epochs,
                 "inner_lr": inner_lr,
+                "inner_clip": inner_clip,
                 "lambda0": lambda0,
                 "gamma": gamma,
             },
@@ -159,6 +164,7 @@ class ConfidentMetaLearning(_Detector):
         self.train_share = train_share
         self.inner_lr = inner_lr
         self.inner_steps = inner_steps
+        self.inner_clip = inner_clip
         self.second_order = second_order
         self.lambda0 = lambda0
         self.gamma = gamma
@@ -240,6 +246,7 @@ class ConfidentMetaLearning(_Detector):
             train_share=self.train_share,
             first_order=not self.second_order,
             l2_strength=strength,
+            max_norm=self.inner_clip,
         )
         self._update_running_statistics(inputs)
         self.loss_pairs.extend((float(a), float(b)) for a, b in outcome.pairs)

@@ -50,6 +50,14 @@ def test_inner_step_by_hand():
     assert adapted["theta"].item() == pytest.approx(0.2 + 0.17)
 
 
+def test_inner_gradient_is_bounded():
+    # The gradient of -2 above is scaled down to -.5; one within the bound is left alone.
+    adapted, _ = inner_update(squared_error, theta(), X[:2], W[:2], step_size=0.1, max_norm=0.5)
+    assert adapted["theta"].item() == pytest.approx(0.05)
+    adapted, _ = inner_update(squared_error, theta(), X[:2], W[:2], step_size=0.1, max_norm=3.0)
+    assert adapted["theta"].item() == pytest.approx(0.2)
+
+
 def test_outer_gradient_by_hand():
     # One task of four, parts (x1, x2) and (x3, x4). Adapting on the first: theta' = .2 as above.
     # On the second: gradient = (-10 + .25 * -16) / 2 = -7, theta' = .7.

@@ -3,6 +3,8 @@
 
 """CoMetDifferNet: DifferNet under the strategy of Confident Meta-Learning."""
 
+from typing import Any
+
 from anomalib.models.components import AnomalibModule
 
 from anomalib_comet.confident_meta_learning import ConfidentMetaLearning
@@ -15,4 +17,12 @@ class CoMetDifferNet(ConfidentMetaLearning, DifferNet, AnomalibModule):  # type:
 
     See :class:`anomalib_comet.confident_meta_learning.ConfidentMetaLearning` and
     :class:`anomalib_comet.models.differnet.DifferNet`, whose arguments it takes.
+
+    Args:
+        **kwargs: Arguments of the strategy and of the detector.
     """
+
+    # Of its own, although it adds nothing: the command line reads a parent's explanations of arguments only through
+    # the signature of a child.
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
