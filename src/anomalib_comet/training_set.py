@@ -26,7 +26,7 @@ class TrainingSet:
         module: The Lightning module that is being trained.
     """
 
-    def __init__(self, module: Any) -> None:  # noqa: ANN401
+    def __init__(self, module: Any) -> None:
         loader = module.trainer.train_dataloader
         self._module = module
         self._dataset = copy.copy(loader.dataset)
@@ -64,7 +64,7 @@ class TrainingSet:
             yield batch
 
     @torch.no_grad()
-    def scores(self, module: Any, indices: Sequence[int] | None = None) -> tuple[list[str], torch.Tensor]:  # noqa: ANN401
+    def scores(self, module: Any, indices: Sequence[int] | None = None) -> tuple[list[str], torch.Tensor]:
         """Return the paths of the images and their anomaly scores in evaluation mode, shape ``(N,)``, on the CPU.
 
         Args:

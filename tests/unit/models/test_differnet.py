@@ -56,7 +56,8 @@ def test_flow_draws_from_its_own_generator():
     state = torch.get_rng_state()
     first, second, other = (NormalizingFlow(6, 2, 8, seed=s) for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
 
 
