@@ -57,7 +57,7 @@ def cli(*arguments):
 
 def _output(command: list[str], **options: Any) -> str:
     """Standard output of a command that has to succeed; everything it said otherwise."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, **options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=550, check=False, **options)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -104,7 +104,7 @@ class _Environment:
             env=inherited | variables,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=550,
             check=False,
         )
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
