@@ -30,9 +30,15 @@ class TrainingSet:
         loader = module.trainer.train_dataloader
         self._module = module
         self._dataset = copy.copy(loader.dataset)
-        transform = module.pre_processor.transform if module.pre_processor else None
-        resizes = extract_transforms_by_type(transform, Resize) if transform else []
-        # Only the model's own Resize stays, without which images of several sizes make no batch.
+        self._transform = module.pre_processor.transform if module.pre_processor else None
+        # Only Resizes stay, the data set's (a tiled ensemble has its own there) before the model's: without them images
+        # of several sizes make no batch.
+        resizes = [
+            resize
+            for transform in (self._dataset.augmentations, self._transform)
+            if transform is not None
+            for resize in extract_transforms_by_type(transform, Resize)
+        ]
         self._dataset.augmentations = resizes[0] if resizes else None
         self._collate = loader.collate_fn
         self._batch_size = loader.batch_size or 32
@@ -59,8 +65,8 @@ class TrainingSet:
         module = self._module
         for raw in loader:
             batch = module.transfer_batch_to_device(raw, module.device, 0)
-            if module.pre_processor:
-                batch.image, batch.gt_mask = module.pre_processor.transform(batch.image, batch.gt_mask)
+            if self._transform is not None:
+                batch.image, batch.gt_mask = self._transform(batch.image, batch.gt_mask)
             yield batch
 
     @torch.no_grad()

@@ -158,6 +158,8 @@ def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match="n_scales"):
         small_model(n_scales=0)
     with pytest.raises(ValueError, match="too small"):
-        small_model(n_scales=5)
+        small_model(backbone="torchvision/alexnet", pre_trained=False).features.check_image_size((64, 64))
+    with pytest.raises(ValueError, match="n_windows=100"):
+        small_model(n_windows=100).features.check_image_size((64, 64))
     with pytest.raises(ValueError, match="positive clamp"):
         small_model(clamp=0.0)

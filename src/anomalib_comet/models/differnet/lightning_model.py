@@ -234,6 +234,20 @@ class DifferNet(AnomalibModule):
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         return torch.optim.Adam(parameters, lr=self.lr, betas=(0.8, 0.8), eps=1e-4)
 
+    def setup(self, stage: str) -> None:
+        """Refuse images that are too small before training starts.
+
+        Args:
+            stage (str): Lightning's stage.
+
+        Raises:
+            ValueError: If images are too small for the backbone at the coarsest scale.
+        """
+        super().setup(stage)
+        # Not at construction: anomalib's tiled ensemble builds models with images of 10 x 10 that never see one.
+        if stage == "fit" and self.input_size is not None:
+            self.model.features.check_image_size(self.input_size)
+
     def on_train_start(self) -> None:
         """Standardise the features over the training set, unless a checkpoint has brought the numbers."""
         super().on_train_start()

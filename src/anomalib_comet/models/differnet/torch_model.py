@@ -33,12 +33,8 @@ class DifferNetFeatures(nn.Module):
         layers: See there.
         pre_trained: See there.
         backbone_weights: See there.
-        image_size: Height and width in pixels of the images that ``forward`` will see.
         n_scales: Number of scales; every scale halves the image once more.
         n_windows: Number of windows along the shorter side of the image, 0 for none.
-
-    Raises:
-        ValueError: If the image is too small for the backbone at the coarsest scale.
     """
 
     def __init__(
@@ -47,7 +43,6 @@ class DifferNetFeatures(nn.Module):
         layers: Sequence[str] | None,
         pre_trained: bool,
         backbone_weights: str | Path | None,
-        image_size: tuple[int, int],
         n_scales: int,
         n_windows: int,
     ) -> None:
@@ -56,7 +51,20 @@ class DifferNetFeatures(nn.Module):
         self.n_scales = n_scales
         self.n_windows = n_windows
         self.n_features = n_scales * sum(self.network.out_channels)
-        for scale in range(n_scales):
+
+    def check_image_size(self, image_size: tuple[int, int]) -> None:
+        """Make sure that images of a size leave something of themselves at the coarsest scale.
+
+        Args:
+            image_size: Height and width in pixels.
+
+        Raises:
+            ValueError: If they do not, or if there would be more windows than pixels.
+        """
+        if self.n_windows > min(image_size):
+            msg = f"n_windows={self.n_windows} is more than an image of {image_size} pixels has; give at most its side."
+            raise ValueError(msg)
+        for scale in range(self.n_scales):
             self.network.map_sizes((image_size[0] >> scale, image_size[1] >> scale))
 
     @torch.no_grad()
@@ -71,7 +79,7 @@ class DifferNetFeatures(nn.Module):
             ``h = w = 0`` where no windows are wished). ``D`` runs over scales, then layers, then channels.
         """
         height, width = images.shape[-2:]
-        cell = min(height, width) // self.n_windows if self.n_windows else 0
+        cell = max(1, min(height, width) // self.n_windows) if self.n_windows else 0
         grid = (height // cell, width // cell) if cell else (0, 0)
         pooled, windows = [], []
         for scale in range(self.n_scales):
@@ -159,7 +167,7 @@ class DifferNetModel(nn.Module):
         seed: Seed of the flows' permutations and initial weights. Defaults to ``0``.
 
     Raises:
-        ValueError: If a size is out of range or the image is too small for the backbone.
+        ValueError: If a size is out of range.
     """
 
     def __init__(
@@ -192,7 +200,6 @@ class DifferNetModel(nn.Module):
             layers,
             pre_trained,
             backbone_weights,
-            image_size,
             n_scales,
             n_windows,
         )
