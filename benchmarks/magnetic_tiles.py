@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--backbone-weights", type=Path, help="local state dict; without it weights are downloaded")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.1], help="contamination ratios")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of draw and model")
-    parser.add_argument("--epochs", type=int, default=30, help="training epochs (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=20, help="training epochs (default: %(default)s)")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="rows")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the CSV")
     parser.add_argument("--csv", default="magnetic_tiles.csv", help="name of the CSV (default: %(default)s)")

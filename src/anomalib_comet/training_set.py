@@ -73,12 +73,23 @@ class TrainingSet:
     def scores(self, module: Any, indices: Sequence[int] | None = None) -> tuple[list[str], torch.Tensor]:
         """Return the paths of the images and their anomaly scores in evaluation mode, shape ``(N,)``, on the CPU.
 
+        Images are not decoded where the detector gives all scores from what it remembers of them
+        (``remembered_scores(image_paths)``, ``None`` if it does not).
+
         Args:
             module: The detector.
             indices: See :meth:`batches`. Defaults to ``None``.
         """
         was_training = module.training
         module.eval()
+        if indices is None and hasattr(module, "remembered_scores"):
+            known = (
+                [str(path) for path in self._dataset.samples.image_path] if hasattr(self._dataset, "samples") else []
+            )
+            remembered = module.remembered_scores(known)
+            if remembered is not None:
+                module.train(was_training)
+                return known, remembered
         paths: list[str] = []
         scores: list[torch.Tensor] = []
         try:

@@ -55,6 +55,18 @@ class FeatureCache:
         rows = [fresh[i] if i in fresh else self._features[path] for i, path in enumerate(image_paths)]
         return tuple(torch.stack([t.to(images.device) for t in column]) for column in zip(*rows, strict=True))
 
+    def holds(self, image_paths: Sequence[str]) -> bool:
+        """Tell whether the features of all these images are remembered."""
+        return all(path in self._features for path in image_paths)
+
+    def pooled(self, image_paths: Sequence[str]) -> torch.Tensor:
+        """Return the first of the remembered tensors of every image, stacked, on the CPU.
+
+        Raises:
+            KeyError: If an image is not remembered.
+        """
+        return torch.stack([self._features[path][0] for path in image_paths])
+
     def clear(self) -> None:
         """Forget everything."""
         self._features.clear()

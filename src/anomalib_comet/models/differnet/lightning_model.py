@@ -199,6 +199,23 @@ class DifferNet(AnomalibModule):
         """Return the anomaly score ``mean z^2`` of every image of a pre-processed batch, shape ``(B,)``."""
         return self.model.score(self._upright_features(batch)[0])
 
+    @torch.no_grad()
+    def remembered_scores(self, image_paths: list[str]) -> torch.Tensor | None:
+        """Return the anomaly scores of images whose features are remembered, without looking at the images again.
+
+        Args:
+            image_paths (list[str]): Paths of training images.
+
+        Returns:
+            torch.Tensor | None: Scores of shape ``(N,)`` on the CPU, or ``None`` if an image is not remembered.
+        """
+        if not image_paths or not self._may_cache or not self._cache.holds(image_paths):
+            return None
+        # As many at a time as images of a usual batch: windows take memory.
+        parts = [image_paths[k : k + 32] for k in range(0, len(image_paths), 32)]
+        scores = [self.model.score(self._cache.pooled(part).to(self.device)) for part in parts]
+        return torch.cat(scores).float().cpu()
+
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Return the mean loss of a batch.
 
