@@ -112,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         accelerator="cpu",
         devices=1,
         enable_model_summary=False,
+        check_val_every_n_epoch=arguments.epochs,  # thresholds are wanted at the end only
     )
     console.rule("Training on contaminated images")
     engine.fit(model, datamodule=datamodule)

@@ -57,7 +57,8 @@ def test_configuration_trains_and_tests(path, tmp_path):
         types = [Path(folder).name for folder in data["init_args"]["abnormal_dir"]]
         tiles(tmp_path / "data", types, train=10, test=4)
         overrides |= {f"{prefix}.root": str(tmp_path / "data"), f"{prefix}.num_workers": "0"}
-    overrides |= {"trainer.max_epochs": "1", "trainer.accelerator": "cpu", "default_root_dir": str(tmp_path / "runs")}
+    overrides |= {"trainer.max_epochs": "1", "trainer.check_val_every_n_epoch": "1"}
+    overrides |= {"trainer.accelerator": "cpu", "default_root_dir": str(tmp_path / "runs")}
     AnomalibCLI(["train", "--config", str(path), *(f"--{name}={value}" for name, value in overrides.items())])
     (run,) = (tmp_path / "runs").glob("*/*/**/v0")
     assert (run / "weights" / "lightning" / "model.ckpt").exists()
