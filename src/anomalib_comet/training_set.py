@@ -5,16 +5,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib.data.transforms.utils import extract_transforms_by_type
+from torch import nn
 from torch.utils.data import DataLoader, Subset
-from torchvision.transforms.v2 import Resize
+from torchvision.transforms.v2 import Compose, Resize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and every part of it back into its own mode afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 class TrainingSet:
@@ -24,28 +38,40 @@ class TrainingSet:
 
     Args:
         module: The Lightning module that is being trained.
+
+    Raises:
+        TypeError: If the training data is not one dataloader over a dataset of known length.
     """
 
     def __init__(self, module: Any) -> None:
         loader = module.trainer.train_dataloader
+        if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__"):
+            msg = "Scoring the training images needs one train dataloader with a dataset of known length."
+            raise TypeError(msg)
         self._module = module
-        self._dataset = copy.copy(loader.dataset)
+        self._dataset = loader.dataset
+        self._indices: list[int] | None = None
+        if isinstance(self._dataset, Subset):
+            self._indices = list(self._dataset.indices)
+            self._dataset = self._dataset.dataset
+        self._dataset = copy.copy(self._dataset)
         self._transform = module.pre_processor.transform if module.pre_processor else None
-        # Only Resizes stay, the data set's (a tiled ensemble has its own there) before the model's: without them images
-        # of several sizes make no batch.
-        resizes = [
-            resize
-            for transform in (self._dataset.augmentations, self._transform)
-            if transform is not None
-            for resize in extract_transforms_by_type(transform, Resize)
-        ]
-        self._dataset.augmentations = resizes[0] if resizes else None
+        if hasattr(self._dataset, "augmentations"):
+            # Only Resizes stay, without which images of several sizes make no batch: the data set's own (a tiled
+            # ensemble has one there), then the model's, whose size is fixed.
+            resizes = [
+                resize
+                for transform in (self._dataset.augmentations, self._transform)
+                if transform is not None
+                for resize in extract_transforms_by_type(transform, Resize)
+            ]
+            self._dataset.augmentations = Compose(resizes) if resizes else None
         self._collate = loader.collate_fn
         self._batch_size = loader.batch_size or 32
         self._num_workers = loader.num_workers
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._dataset if self._indices is None else self._indices)
 
     def batches(self, indices: Sequence[int] | None = None) -> Iterator[Any]:
         """Yield pre-processed batches on the model's device.
@@ -53,6 +79,8 @@ class TrainingSet:
         Args:
             indices: Positions in the training set and their order; ``None`` for all in order. Defaults to ``None``.
         """
+        if self._indices is not None:
+            indices = self._indices if indices is None else [self._indices[k] for k in indices]
         dataset = self._dataset if indices is None else Subset(self._dataset, list(indices))
         loader = DataLoader(
             dataset,
@@ -80,22 +108,17 @@ class TrainingSet:
             module: The detector.
             indices: See :meth:`batches`. Defaults to ``None``.
         """
-        was_training = module.training
-        module.eval()
-        if indices is None and hasattr(module, "remembered_scores"):
-            known = (
-                [str(path) for path in self._dataset.samples.image_path] if hasattr(self._dataset, "samples") else []
-            )
-            remembered = module.remembered_scores(known)
-            if remembered is not None:
-                module.train(was_training)
-                return known, remembered
         paths: list[str] = []
         scores: list[torch.Tensor] = []
-        try:
+        with evaluating(module), module.trainer.precision_plugin.forward_context():
+            if indices is None and hasattr(module, "remembered_scores"):
+                samples = getattr(self._dataset, "samples", None)
+                if samples is not None and self._indices is None:
+                    known = [str(path) for path in samples.image_path]
+                    remembered = module.remembered_scores(known)
+                    if remembered is not None:
+                        return known, remembered
             for batch in self.batches(indices):
                 paths += [str(path) for path in batch.image_path]
                 scores.append(module.sample_scores(batch).float().cpu())
-        finally:
-            module.train(was_training)
         return paths, torch.cat(scores)

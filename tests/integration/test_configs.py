@@ -10,6 +10,7 @@ import yaml
 from anomalib.cli import AnomalibCLI
 
 from anomalib_comet import plugin
+from anomalib_comet.models.differnet import DifferNetModel
 from helpers.miniatures import write_image, write_mask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -64,3 +65,18 @@ def test_configuration_trains_and_tests(path, tmp_path):
     assert (run / "weights" / "lightning" / "model.ckpt").exists()
     assert list((run / "images").rglob("*.png"))
     assert (run / "confidence_weights.csv").exists() == ("comet" in path.stem)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configured_backbone_and_layers_exist_at_the_configured_size(path):
+    arguments = yaml.safe_load(path.read_text())["model"]["init_args"]
+    model = DifferNetModel(
+        backbone=arguments["backbone"],
+        layers=arguments.get("layers"),
+        pre_trained=False,
+        image_size=tuple(arguments["image_size"]),
+        n_scales=arguments["n_scales"],
+        coupling_blocks=1,
+        hidden_units=1,
+    )
+    model.features.check_image_size(tuple(arguments["image_size"]))

@@ -9,7 +9,7 @@ its phase. Scales are octaves: the same small kernels on an image halved again a
 is cheap and exports to ONNX and OpenVINO as plain convolutions.
 
 It is a stand-in for learned features where none can be had (air-gapped machines, tests, the demo), and weaker than
-they are: see the measured table in ``docs/backbones.md``.
+they are.
 """
 
 import math

@@ -63,6 +63,7 @@ def cross_fitted_scores(
         Paths of all training images, and their scores of shape ``(N,)``.
     """
     initial = copy.deepcopy(module.state_dict())
+    modes = {part: part.training for part in module.modules()}
     paths: list[str] = []
     scores: list[torch.Tensor] = []
     parts = fold_indices(len(training_set), folds, seed)
@@ -73,7 +74,8 @@ def cross_fitted_scores(
                 module.load_state_dict(initial)
                 rest = torch.cat([part for other, part in enumerate(parts) if other != fold])
                 optimizer = _optimizer(module)
-                module.train()
+                for part, training in modes.items():
+                    part.training = training
                 for _ in range(epochs):
                     order = rest[torch.randperm(len(rest), generator=generator)]
                     for batch in training_set.batches(order.tolist()):

@@ -171,11 +171,20 @@ class ConfidentMetaLearning(_Detector):
         self.uncertainty_scale = check_scale(uncertainty_scale)
         self.confidence = ConfidenceTable(kappa, weight_power, weight_momentum)
         self.loss_pairs = LossPairWindow(uncertainty_window)
+        self._refreshed_at = -1
 
     # ----------------------------------------------------------------------------------------------- training
     def on_train_start(self) -> None:
         """Turn off the optimizer's weight decay where ours replaces it, and cross-fit the first weights."""
+        if self.use_meta and self.trainer.precision == "16-mixed":
+            msg = (
+                "CoMet's inner steps take gradients outside the loss scaling of precision 16-mixed, where they vanish: "
+                "use --trainer.precision bf16-mixed or 32-true."
+            )
+            raise ValueError(msg)
         super().on_train_start()
+        if self.confidence.weights:
+            self._forget_other_images()
         if self.use_adaptive_l2:
             for optimizer in self.trainer.optimizers:
                 for group in optimizer.param_groups:
@@ -190,6 +199,19 @@ class ConfidentMetaLearning(_Detector):
                 seed=int(getattr(self, "seed", 0)),
             )
             self.confidence.refresh(paths, scores)
+
+    def _forget_other_images(self) -> None:
+        """Start anew where a fit or a checkpoint before has weighted other images than these."""
+        samples = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "samples", None)
+        if samples is None or any(str(path) in self.confidence.weights for path in samples.image_path):
+            return
+        logger.warning(
+            "None of the %d images with a confidence weight is in this training set; weights start at 1. "
+            "They are kept by image path: resume with the images in the same place to keep them.",
+            len(self.confidence.weights),
+        )
+        self.confidence.forget()
+        self.loss_pairs.restore([])
 
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Return the soft confident loss of a batch, or the detector's own with all switches off.
@@ -319,16 +341,30 @@ class ConfidentMetaLearning(_Detector):
         if last or (due and self.use_weights):
             self.refresh_confidence()
 
-    def refresh_confidence(self) -> None:
-        """Score the training images in evaluation mode, without augmentation, and renew their weights."""
+    def on_train_end(self) -> None:
+        """Bring the list up to the finished model where training ended before ``max_epochs``."""
+        super().on_train_end()
+        if self._refreshed_at != self.global_step:
+            self.refresh_confidence(log=False)
+
+    def refresh_confidence(self, log: bool = True) -> None:
+        """Score the training images in evaluation mode, without augmentation, and renew their weights.
+
+        Args:
+            log (bool): Whether threshold and weights are logged, which Lightning allows within its loop only. Defaults
+                to ``True``.
+        """
         paths, scores = TrainingSet(self).scores(self)
         self.confidence.refresh(paths, scores)
+        self._refreshed_at = self.global_step
+        if self.trainer.is_global_zero:
+            self.confidence.write_csv(Path(self.trainer.default_root_dir) / WEIGHTS_FILE, self._truth())
+        if not log:
+            return
         weights = self.confidence.lookup(paths)
         self._log_number("confidence_threshold", self.confidence.threshold or 0.0)
         self._log_number("confidence_weight_mean", weights.mean())
         self._log_number("confidence_weight_min", weights.min())
-        if self.trainer.is_global_zero:
-            self.confidence.write_csv(Path(self.trainer.default_root_dir) / WEIGHTS_FILE, self._truth())
 
     def _truth(self) -> pd.DataFrame | None:
         """What the datamodule knows of injected images; written beside the weights, seen by nothing else."""

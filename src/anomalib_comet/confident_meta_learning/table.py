@@ -56,6 +56,10 @@ class ConfidenceTable:
         self.weights = dict(zip(image_paths, current.tolist(), strict=True))
         self.threshold = float(threshold)
 
+    def forget(self) -> None:
+        """Forget all images."""
+        self.scores, self.weights, self.threshold = {}, {}, None
+
     def lookup(self, image_paths: Sequence[str]) -> torch.Tensor:
         """Return the weights of images, shape ``(N,)``; 1 for an image that was never scored."""
         return torch.tensor([self.weights.get(path, 1.0) for path in image_paths])

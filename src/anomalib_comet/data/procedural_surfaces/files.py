@@ -30,7 +30,7 @@ _PNG_COMPRESSION = 1
 def variant_name(spec: SurfaceSpec) -> str:
     """Name of the folder of all images of one size, seed and severity, such as ``v1-256x256-seed0-severity0.7``."""
     height, width = spec.image_size
-    return f"v{RENDERING_VERSION}-{height}x{width}-seed{spec.seed}-severity{spec.severity:g}"
+    return f"v{RENDERING_VERSION}-{height}x{width}-seed{spec.seed}-severity{float(spec.severity)!r}"
 
 
 def image_path(root: Path, spec: SurfaceSpec) -> Path:

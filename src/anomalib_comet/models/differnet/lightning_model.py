@@ -92,8 +92,8 @@ class DifferNet(AnomalibModule):
         visualizer (Visualizer | bool): Visualizer, or whether to use the default one. Defaults to ``True``.
 
     Raises:
-        ValueError: If an argument is out of range, the backbone or a layer is unknown, the image is too small for the
-            backbone at the coarsest scale, or the pre-processor has no fixed output size.
+        ValueError: If an argument is out of range, the backbone or a layer is unknown, or the pre-processor has no
+            fixed output size; when training starts, if images of that size are too small at the coarsest scale.
         FileNotFoundError: If ``backbone_weights`` does not exist.
         RuntimeError: If published weights cannot be downloaded.
     """
@@ -165,6 +165,7 @@ class DifferNet(AnomalibModule):
         self.lr = lr
         self.seed = seed
         self._cache = FeatureCache(cache_gib)
+        self._draws = 0
 
     def training_inputs(self, batch: Any) -> tuple[torch.Tensor, ...]:
         """Return what a step needs of a batch beside the trainable parameters: the frozen features.
@@ -175,11 +176,12 @@ class DifferNet(AnomalibModule):
         Returns:
             Pooled features of shape ``(B, T, D)`` and, with an anomaly map, windows of shape ``(B, T, D, h, w)``.
         """
+        generator = self._next_generator()
         if self.train_rotations == "random":
-            features = self._rotated_features(batch.image)
+            features = self._rotated_features(batch.image, generator)
         else:
             features = self._upright_features(batch)
-        return self._sample_windows(features)
+        return self._sample_windows(features, generator)
 
     def sample_losses(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Return the loss of every image: negative log-likelihood per dimension, of both flows.
@@ -197,7 +199,9 @@ class DifferNet(AnomalibModule):
 
     def sample_scores(self, batch: Any) -> torch.Tensor:
         """Return the anomaly score ``mean z^2`` of every image of a pre-processed batch, shape ``(B,)``."""
-        return self.model.score(self._upright_features(batch)[0])
+        if self._may_cache:
+            return self.model.score(self._upright_features(batch)[0])
+        return self.model.score(self.model.turned_features(batch.image, with_windows=False)[0])
 
     @torch.no_grad()
     def remembered_scores(self, image_paths: list[str]) -> torch.Tensor | None:
@@ -258,9 +262,16 @@ class DifferNet(AnomalibModule):
             stage (str): Lightning's stage.
 
         Raises:
-            ValueError: If images are too small for the backbone at the coarsest scale.
+            ValueError: If images are too small for the backbone at the coarsest scale, or the trainer's precision keeps
+                the parameters themselves in half precision.
         """
         super().setup(stage)
+        if stage == "fit" and self.trainer.precision in {"bf16-true", "16-true"}:
+            msg = (
+                f"DifferNet's likelihood needs parameters in full precision, not {self.trainer.precision}: "
+                "use 32-true or bf16-mixed."
+            )
+            raise ValueError(msg)
         # Not at construction: anomalib's tiled ensemble builds models with images of 10 x 10 that never see one.
         if stage == "fit" and self.input_size is not None:
             self.model.features.check_image_size(self.input_size)
@@ -346,23 +357,46 @@ class DifferNet(AnomalibModule):
         features = [self._with_windows(*self.model.turned_features(part)) for part in parts]
         return tuple(torch.cat(column) for column in zip(*features, strict=True))
 
-    def _rotated_features(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _rotated_features(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Features over four random rotations of each image."""
-        rotated = random_rotations(images, n_rotations=4, generator=self._step_generator())
+        rotated = random_rotations(images, n_rotations=4, generator=generator)
         features = self._with_windows(*self.model.features(rotated.flatten(0, 1)))
         return tuple(tensor.unflatten(0, rotated.shape[:2]) for tensor in features)
 
-    def _sample_windows(self, features: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def _sample_windows(
+        self,
+        features: tuple[torch.Tensor, ...],
+        generator: torch.Generator,
+    ) -> tuple[torch.Tensor, ...]:
         """Keep ``train_windows`` random windows of each image: shape ``(B, T, D, train_windows, 1)``."""
         if len(features) == 1:
             return features
         windows = features[1].flatten(3)
-        order = torch.randperm(windows.shape[-1], generator=self._step_generator())[: self.train_windows]
+        order = torch.randperm(windows.shape[-1], generator=generator)[: self.train_windows]
         return features[0], windows[..., order.to(windows.device), None]
 
     def _with_windows(self, pooled: torch.Tensor, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (pooled, windows) if self.model.local_flow is not None else (pooled,)
 
-    def _step_generator(self) -> torch.Generator:
-        """Return a generator seeded by the step: a resumed run draws what an uninterrupted one would."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+    def _next_generator(self) -> torch.Generator:
+        """Return a generator seeded by the number of draws, which is part of a checkpoint: a resumed run goes on."""
+        self._draws += 1
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + self._draws) * 1_009 + self.global_rank)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the number of random draws to a checkpoint.
+
+        Args:
+            checkpoint (dict[str, Any]): The checkpoint.
+        """
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["differnet_draws"] = self._draws
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the number of random draws from a checkpoint.
+
+        Args:
+            checkpoint (dict[str, Any]): The checkpoint.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self._draws = int(checkpoint.get("differnet_draws", 0))

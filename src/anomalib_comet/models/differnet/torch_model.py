@@ -68,18 +68,19 @@ class DifferNetFeatures(nn.Module):
             self.network.map_sizes((image_size[0] >> scale, image_size[1] >> scale))
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor, with_windows: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the features of images.
 
         Args:
             images: Normalised images of shape ``(B, 3, H, W)``.
+            with_windows: Whether windows are wished, if the model has any. Defaults to ``True``.
 
         Returns:
             Pooled features of shape ``(B, D)``, and the same features of every window, shape ``(B, D, h, w)`` (with
             ``h = w = 0`` where no windows are wished). ``D`` runs over scales, then layers, then channels.
         """
         height, width = images.shape[-2:]
-        cell = max(1, min(height, width) // self.n_windows) if self.n_windows else 0
+        cell = max(1, min(height, width) // self.n_windows) if self.n_windows and with_windows else 0
         grid = (height // cell, width // cell) if cell else (0, 0)
         pooled, windows = [], []
         for scale in range(self.n_scales):
@@ -219,23 +220,24 @@ class DifferNetModel(nn.Module):
             )
             self.anomaly_map = AnomalyMapGenerator(sigma=max(1.0, min(image_size) / n_windows / 4))
 
-    def turned_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def turned_features(self, images: torch.Tensor, with_windows: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the features of every quarter turn of images.
 
         Args:
             images: Normalised images of shape ``(B, 3, H, W)``.
+            with_windows: Whether windows are wished, if the model has any. Defaults to ``True``.
 
         Returns:
             Pooled features of shape ``(B, T, D)`` and windows of shape ``(B, T, D, h, w)``, those of turned images
             turned back to the image's own pose.
         """
         if images.shape[-1] == images.shape[-2]:  # one pass: the turns are folded into the batch
-            pooled, windows = self.features(torch.cat([turn(images, k) for k in self.turns]))
+            pooled, windows = self.features(torch.cat([turn(images, k) for k in self.turns]), with_windows)
             # Not chunk(), which fixes the batch size of an exported graph to the one that it was traced with.
             pooled_turns = pooled.unflatten(0, (len(self.turns), -1)).unbind()
             window_turns = windows.unflatten(0, (len(self.turns), -1)).unbind()
         else:
-            both = [self.features(turn(images, k)) for k in self.turns]
+            both = [self.features(turn(images, k), with_windows) for k in self.turns]
             pooled_turns = tuple(pooled for pooled, _ in both)
             window_turns = tuple(windows for _, windows in both)
         upright = [turn_back(windows, k) for windows, k in zip(window_turns, self.turns, strict=True)]
@@ -252,7 +254,7 @@ class DifferNetModel(nn.Module):
         sums = [torch.zeros(3, self.features.n_features, dtype=torch.float64) for _ in range(2)]
         for batch in batches:
             for total, features in zip(sums, batch, strict=False):
-                vectors = features.movedim(2, -1).flatten(0, -2).double().cpu()
+                vectors = features.movedim(2, -1).flatten(0, -2).float().cpu().double()
                 total.add_(torch.stack([torch.ones_like(vectors), vectors, vectors.square()]).sum(1))
         targets = [self.standardize] + ([self.local_standardize] if self.local_flow is not None else [])
         for target, (count, total, squares) in zip(targets, sums, strict=False):
