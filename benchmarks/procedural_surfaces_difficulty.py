@@ -7,7 +7,8 @@
 
 Protocol: no overlap, one test set for both ratios of a seed, at least three seeds (of images, draw and coreset). The
 embedding, the nearest neighbours and the scores are those of anomalib's ``PatchcoreModel``; the features of an image
-are the same for both ratios, so they are computed once. Without ``--backbone-weights`` the published weights are downloaded.
+are the same for both ratios, so they are computed once. Without ``--backbone-weights`` the published weights are
+downloaded.
 """
 
 from __future__ import annotations
