@@ -78,6 +78,7 @@ SMALL: dict[str, Any] = {
     "n_windows": 16,
     "local_coupling_blocks": 4,
     "local_hidden_units": 64,
+    "image_score": "local",
     "train_rotations": "quarter",
 }
 """The small preset, the same as in ``configs/comet_differnet_small.yaml``."""

@@ -198,7 +198,13 @@ def test_exports_agree(run, tmp_path):
 
 def test_second_order_and_cross_fitting_train(data_root, tmp_path):
     model = CoMetDifferNet(
-        **TINY, second_order=True, cross_fit_folds=2, cross_fit_epochs=1, warmup_epochs=3, uncertainty_scale="raw"
+        **TINY,
+        image_score="local",
+        second_order=True,
+        cross_fit_folds=2,
+        cross_fit_epochs=1,
+        warmup_epochs=3,
+        uncertainty_scale="raw",
     )
     before = flows(model)
     datamodule = surfaces(data_root)

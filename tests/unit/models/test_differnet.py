@@ -108,6 +108,17 @@ def test_map_is_high_where_the_windows_are_unlikely():
     assert column >= 40
 
 
+def test_local_image_score_is_the_most_anomalous_window():
+    image = torch.rand(2, 3, 64, 64)
+    model = small_model(image_score="local")
+    windows = model.turned_features(image)[1]
+    expected = model.local_latents(windows)[0].square().mean(dim=(1, 4)).flatten(1).max(1).values
+    assert torch.allclose(model(image).pred_score, expected)
+    assert torch.equal(model(image).anomaly_map, small_model()(image).anomaly_map)
+    with pytest.raises(ValueError, match="image_score must be"):
+        small_model(image_score="local", n_windows=0)
+
+
 def test_window_means():
     feature_map = torch.arange(16.0).reshape(1, 1, 4, 4)
     assert window_means(feature_map, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]

@@ -59,13 +59,14 @@ class FeatureCache:
         """Tell whether the features of all these images are remembered."""
         return all(path in self._features for path in image_paths)
 
-    def pooled(self, image_paths: Sequence[str]) -> torch.Tensor:
-        """Return the first of the remembered tensors of every image, stacked, on the CPU.
+    def stacked(self, image_paths: Sequence[str], device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Return the remembered tensors of images, stacked, on a device.
 
         Raises:
             KeyError: If an image is not remembered.
         """
-        return torch.stack([self._features[path][0] for path in image_paths])
+        rows = [self._features[path] for path in image_paths]
+        return tuple(torch.stack(column).to(device) for column in zip(*rows, strict=True))
 
     def clear(self) -> None:
         """Forget everything."""

@@ -75,6 +75,9 @@ class DifferNet(AnomalibModule):
             Defaults to ``14``.
         local_coupling_blocks (int): Number of coupling blocks of the map's flow. Defaults to ``4``.
         local_hidden_units (int): Width of the hidden layers of the map's flow. Defaults to ``256``.
+        image_score (str): ``"global"`` for the original's image score; ``"local"`` for the largest score of a local
+            window (ours), which sees defects that are too small to show in globally pooled features. Defaults to
+            ``"global"``.
         train_windows (int): Number of local windows an image, turn and step on which the map's flow is trained, drawn
             at random. Defaults to ``16``.
         standardize (bool): Whether features are shifted and scaled to zero mean and unit variance over the training
@@ -116,6 +119,7 @@ class DifferNet(AnomalibModule):
         n_windows: int = 14,
         local_coupling_blocks: int = 4,
         local_hidden_units: int = 256,
+        image_score: str = "global",
         train_windows: int = 16,
         standardize: bool = True,
         train_rotations: str = "random",
@@ -156,6 +160,7 @@ class DifferNet(AnomalibModule):
             n_windows=n_windows,
             local_coupling_blocks=local_coupling_blocks,
             local_hidden_units=local_hidden_units,
+            image_score=image_score,
             seed=seed,
         )
         self.loss = DifferNetLoss()
@@ -200,8 +205,9 @@ class DifferNet(AnomalibModule):
     def sample_scores(self, batch: Any) -> torch.Tensor:
         """Return the anomaly score ``mean z^2`` of every image of a pre-processed batch, shape ``(B,)``."""
         if self._may_cache:
-            return self.model.score(self._upright_features(batch)[0])
-        return self.model.score(self.model.turned_features(batch.image, with_windows=False)[0])
+            return self.model.score(self._upright_features(batch))
+        local = self.model.image_score == "local"
+        return self.model.score(self.model.turned_features(batch.image, with_windows=local))
 
     @torch.no_grad()
     def remembered_scores(self, image_paths: list[str]) -> torch.Tensor | None:
@@ -217,7 +223,7 @@ class DifferNet(AnomalibModule):
             return None
         # As many at a time as images of a usual batch: windows take memory.
         parts = [image_paths[k : k + 32] for k in range(0, len(image_paths), 32)]
-        scores = [self.model.score(self._cache.pooled(part).to(self.device)) for part in parts]
+        scores = [self.model.score(self._cache.stacked(part, self.device)) for part in parts]
         return torch.cat(scores).float().cpu()
 
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:

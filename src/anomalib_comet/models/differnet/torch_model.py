@@ -165,6 +165,8 @@ class DifferNetModel(nn.Module):
             ``14``.
         local_coupling_blocks: Number of coupling blocks of the local flow. Defaults to ``4``.
         local_hidden_units: Width of the hidden layer of its subnets. Defaults to ``256``.
+        image_score: ``"global"`` for the original's score, ``"local"`` for the largest window score (ours, for defects
+            that are too small to show in pooled features). Defaults to ``"global"``.
         seed: Seed of the flows' permutations and initial weights. Defaults to ``0``.
 
     Raises:
@@ -186,9 +188,14 @@ class DifferNetModel(nn.Module):
         n_windows: int = 14,
         local_coupling_blocks: int = 4,
         local_hidden_units: int = 256,
+        image_score: str = "global",
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if image_score not in {"global", "local"} or (image_score == "local" and not n_windows):
+            msg = f"image_score must be 'global', or 'local' with n_windows > 0, got '{image_score}' and {n_windows}."
+            raise ValueError(msg)
+        self.image_score = image_score
         if n_transforms not in TURNS:
             msg = f"n_transforms must be 1, 2 or 4 (quarter turns), got {n_transforms}."
             raise ValueError(msg)
@@ -292,16 +299,31 @@ class DifferNetModel(nn.Module):
         z, log_det = self.local_flow(self.local_standardize(vectors.flatten(0, 3)))
         return z.reshape(vectors.shape), log_det.reshape(vectors.shape[:-1])
 
-    def score(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Return the anomaly score ``mean z^2`` over dimensions and transforms.
+    def window_scores(self, windows: torch.Tensor) -> torch.Tensor:
+        """Return the anomaly score of every window, ``mean z^2`` over dimensions and transforms.
 
         Args:
-            pooled: Shape ``(B, T, D)``.
+            windows: Shape ``(B, T, D, h, w)``.
 
         Returns:
-            Scores of shape ``(B,)``, positive and unbounded; about 1 for images like the training set's.
+            Scores of shape ``(B, h, w)``.
         """
-        return self.latents(pooled)[0].square().mean(dim=(1, 2))
+        return self.local_latents(windows)[0].square().mean(dim=(1, 4))
+
+    def score(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return the anomaly score of every image, ``mean z^2`` over dimensions and transforms.
+
+        Args:
+            features: Pooled features of shape ``(B, T, D)`` and, for the local score, windows of shape
+                ``(B, T, D, h, w)``.
+
+        Returns:
+            Scores of shape ``(B,)``, positive and unbounded: of the pooled features (global; about 1 for images like
+            the training set's), or of the most anomalous window (local).
+        """
+        if self.image_score == "local":
+            return self.window_scores(features[1]).amax(dim=(1, 2))
+        return self.latents(features[0])[0].square().mean(dim=(1, 2))
 
     def forward(self, images: torch.Tensor) -> InferenceBatch:
         """Score images; the same function at the end of training, in a checkpoint and exported.
@@ -314,9 +336,9 @@ class DifferNetModel(nn.Module):
             ``(B, 1, H, W)``.
         """
         pooled, windows = self.turned_features(images)
-        pred_score = self.score(pooled)
         if self.local_flow is None:
-            return InferenceBatch(pred_score=pred_score)
-        window_scores = self.local_latents(windows)[0].square().mean(dim=(1, 4))
+            return InferenceBatch(pred_score=self.score((pooled,)))
+        window_scores = self.window_scores(windows)
+        pred_score = window_scores.amax(dim=(1, 2)) if self.image_score == "local" else self.score((pooled,))
         height, width = images.shape[-2:]
         return InferenceBatch(pred_score=pred_score, anomaly_map=self.anomaly_map(window_scores, (height, width)))
