@@ -174,7 +174,7 @@ class TestRendering:
 class TestDataset:
     def test_items(self, root: Path) -> None:
         dataset = ProceduralSurfacesDataset(
-            root, "print", "test", n_normal=2, n_anomalous=5, severity=0.8, image_size=(64, 96), seed=3
+            root, "print", "test", n_normal=2, n_anomalous=5, severity=0.8, image_size=[64, 96], seed=3
         )
         assert len(dataset) == 7
         for index in range(7):
