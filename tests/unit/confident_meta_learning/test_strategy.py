@@ -106,9 +106,16 @@ def test_weight_decay_is_replaced_where_the_regulariser_is_on():
     for on, expected in ((True, 0.0), (False, 0.01)):
         model = CoMetDistance(use_adaptive_l2=on)
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
-        model.trainer = SimpleNamespace(optimizers=[optimizer], fabric=None)
+        model.trainer = SimpleNamespace(optimizers=[optimizer], precision="32-true", fabric=None)
         model.on_train_start()
         assert optimizer.param_groups[0]["weight_decay"] == expected
+
+
+def test_loss_scaled_precision_is_refused_with_meta_learning():
+    model = CoMetDistance()
+    model.trainer = SimpleNamespace(optimizers=[], precision="16-mixed", fabric=None)
+    with pytest.raises(ValueError, match="use --trainer.precision bf16-mixed or 32-true"):
+        model.on_train_start()
 
 
 def test_a_detector_without_the_three_methods_is_refused():
