@@ -114,7 +114,7 @@ def test_weight_decay_is_replaced_where_the_regulariser_is_on():
 def test_loss_scaled_precision_is_refused_with_meta_learning():
     model = CoMetDistance()
     model.trainer = SimpleNamespace(optimizers=[], precision="16-mixed", fabric=None)
-    with pytest.raises(ValueError, match="use --trainer.precision bf16-mixed or 32-true"):
+    with pytest.raises(ValueError, match=r"use --trainer\.precision bf16-mixed or 32-true"):
         model.on_train_start()
 
 
