@@ -26,9 +26,9 @@ from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.engine import Engine
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from anomalib_comet.backbones import FeatureCache
 from anomalib_comet.data import ContaminatedDataModule
 from anomalib_comet.models import CoMetDifferNet, DifferNet
-from anomalib_comet.models.differnet.feature_cache import FeatureCache
 
 if TYPE_CHECKING:
     from anomalib.data import AnomalibDataModule

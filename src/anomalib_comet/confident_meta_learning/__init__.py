@@ -8,7 +8,7 @@ Paper:
     https://arxiv.org/abs/2508.02293
 """
 
-from .confidence import confidence_weights, iqr_threshold, training_set_weights
+from .confidence import anchored_scores, confidence_weights, iqr_threshold, training_set_weights
 from .strategy import ConfidentMetaLearning
 from .table import ConfidenceTable
 from .uncertainty import adaptive_l2, loss_covariance, model_uncertainty
@@ -17,6 +17,7 @@ __all__ = [
     "ConfidenceTable",
     "ConfidentMetaLearning",
     "adaptive_l2",
+    "anchored_scores",
     "confidence_weights",
     "iqr_threshold",
     "loss_covariance",

@@ -92,6 +92,32 @@ def training_set_weights(
     return confidence_weights(scores, threshold, power), threshold
 
 
+def anchored_scores(scores: torch.Tensor, quantile: float = 0.005) -> torch.Tensor:
+    """Return scores shifted to start at zero: ``a = max(s - q, epsilon)``, q a low quantile of all training scores.
+
+    ``t / a`` is free of scale but not of shift, and the raw score of many detectors (a discriminator's output, a
+    probability with its sign turned) has no natural zero. Ours: the paper is silent on it.
+
+    Args:
+        scores: Anomaly scores of the training set, shape ``(N,)``, finite, of any sign.
+        quantile: The quantile of ``scores`` that becomes zero, in ``[0, 1]``. Defaults to ``0.005``.
+
+    Returns:
+        Scores of shape ``(N,)``, above zero; the order of those above the quantile is kept.
+
+    Raises:
+        ValueError: If ``scores`` is not a non-empty vector of finite numbers.
+
+    Example:
+        >>> anchored_scores(torch.tensor([-3.0, -2.0, 0.0]), quantile=0.0)[1:]
+        tensor([1., 3.])
+    """
+    _check_scores(scores)
+    scores = scores.detach()
+    shifted = scores - torch.quantile(scores.double(), quantile).to(scores.dtype)
+    return shifted.clamp(min=max(1e-6 * float(shifted.max()), torch.finfo(scores.dtype).tiny))
+
+
 def smoothed(previous: torch.Tensor, current: torch.Tensor, momentum: float) -> torch.Tensor:
     """Return the exponential moving average ``momentum * previous + (1 - momentum) * current``.
 

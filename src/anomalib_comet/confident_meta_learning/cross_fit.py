@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anomalib_comet.training_set import TrainingSet
 
 
@@ -46,6 +48,7 @@ def cross_fitted_scores(
     folds: int,
     epochs: int,
     seed: int,
+    anchor: Callable[[torch.Tensor], torch.Tensor] = lambda scores: scores,
 ) -> tuple[list[str], torch.Tensor]:
     """Train the detector briefly without each fold, and score the fold with it.
 
@@ -58,6 +61,8 @@ def cross_fitted_scores(
         folds: Number of folds, at least 2.
         epochs: Epochs of each training.
         seed: Seed of folds and of the order of images.
+        anchor: Brings the scores of a fold to start at zero, as :func:`.confidence.anchored_scores` does. Defaults to
+            leaving them as they are.
 
     Returns:
         Paths of all training images, and their scores of shape ``(N,)``.
@@ -83,6 +88,7 @@ def cross_fitted_scores(
                         module.sample_losses(module.training_inputs(batch)).mean().backward()
                         optimizer.step()
                 fold_paths, fold_scores = training_set.scores(module, held_out.tolist())
+                fold_scores = anchor(fold_scores)
                 paths += fold_paths
                 scores.append(fold_scores / fold_scores.median().clamp(min=torch.finfo(fold_scores.dtype).tiny))
     finally:

@@ -28,6 +28,7 @@ from torch.func import functional_call
 
 from anomalib_comet.training_set import TrainingSet
 
+from .confidence import anchored_scores
 from .cross_fit import cross_fitted_scores
 from .meta import SMALLEST_TASK, is_regularised, meta_gradient, split_tasks, squared_norm, surrogate
 from .table import ConfidenceTable
@@ -62,8 +63,10 @@ class ConfidentMetaLearning(_Detector):
     A mixin, placed before the detector's Lightning module. The detector gives three methods, each over a
     pre-processed batch: ``training_inputs(batch)`` (what a step needs beside the trainable parameters: frozen
     features, noise; a tensor or a tuple, list or dict of tensors with the batch as first dimension),
-    ``sample_losses(inputs) -> (B,)`` and ``sample_scores(batch) -> (B,)`` (positive, larger for more anomalous).
-    With all three switches off, training is the detector's own, bit for bit.
+    ``sample_losses(inputs) -> (B,)`` and ``sample_scores(batch) -> (B,)`` (larger for more anomalous). Scores are to
+    start at zero; a detector whose scores do not says so by the class attribute ``scores_start_at_zero = False``, and
+    they are anchored at a low quantile of the training set. With all three switches off, training is the detector's
+    own, bit for bit.
 
     Args:
         use_weights (bool): Whether confidence weights scale the losses of training images. Defaults to ``True``.
@@ -102,6 +105,8 @@ class ConfidentMetaLearning(_Detector):
         ValueError: If an argument is out of range.
         TypeError: If the detector lacks one of the three methods.
     """
+
+    scores_start_at_zero: bool = True
 
     def __init__(
         self,
@@ -197,6 +202,7 @@ class ConfidentMetaLearning(_Detector):
                 folds=self.cross_fit_folds,
                 epochs=self.cross_fit_epochs,
                 seed=int(getattr(self, "seed", 0)),
+                anchor=self.anchor,
             )
             self.confidence.refresh(paths, scores)
 
@@ -355,7 +361,7 @@ class ConfidentMetaLearning(_Detector):
                 to ``True``.
         """
         paths, scores = TrainingSet(self).scores(self)
-        self.confidence.refresh(paths, scores)
+        self.confidence.refresh(paths, self.anchor(scores))
         self._refreshed_at = self.global_step
         if self.trainer.is_global_zero:
             self.confidence.write_csv(Path(self.trainer.default_root_dir) / WEIGHTS_FILE, self._truth())
@@ -365,6 +371,17 @@ class ConfidentMetaLearning(_Detector):
         self._log_number("confidence_threshold", self.confidence.threshold or 0.0)
         self._log_number("confidence_weight_mean", weights.mean())
         self._log_number("confidence_weight_min", weights.min())
+
+    def anchor(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores of a whole training set so that they start at zero.
+
+        Args:
+            scores (torch.Tensor): What ``sample_scores`` gave for all training images, shape ``(N,)``.
+
+        Returns:
+            torch.Tensor: Scores of shape ``(N,)``, not negative.
+        """
+        return scores if self.scores_start_at_zero else anchored_scores(scores)
 
     def _truth(self) -> pd.DataFrame | None:
         """What the datamodule knows of injected images; written beside the weights, seen by nothing else."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomalib_comet.confident_meta_learning.confidence import (
+    anchored_scores,
     confidence_weights,
     iqr_threshold,
     smoothed,
@@ -96,3 +97,17 @@ def test_table_survives_a_checkpoint_and_writes_ranks(tmp_path):
     lines = (tmp_path / "deep" / "weights.csv").read_text().splitlines()
     assert lines[0] == "rank,image_path,anomaly_score,confidence_weight"
     assert [line.split(",")[1] for line in lines[1:]] == ["c.png", "a.png", "b.png"]  # ties by path
+
+
+def test_anchored_scores_start_at_a_low_quantile():
+    scores = torch.linspace(-5.0, 5.0, 201)  # the 0.5 % quantile is the second smallest, -4.95
+    anchored = anchored_scores(scores)
+    assert anchored[0] > 0
+    assert anchored[0] < 1e-4
+    torch.testing.assert_close(anchored[2:], scores[2:] + 4.95)
+    torch.testing.assert_close(anchored_scores(scores + 100.0)[2:], anchored[2:], rtol=1e-4, atol=1e-4)
+
+
+def test_anchored_scores_of_equal_images_give_them_all_full_weight():
+    weights, _ = training_set_weights(anchored_scores(torch.full((9,), -0.7)))
+    assert weights.tolist() == [1.0] * 9

@@ -9,9 +9,9 @@ import pytest
 import torch
 from FrEIA.modules import GLOWCouplingBlock
 
+from anomalib_comet.backbones import FeatureCache
 from anomalib_comet.models.differnet.anomaly_map import turn, turn_back
 from anomalib_comet.models.differnet.augmentation import random_rotations
-from anomalib_comet.models.differnet.feature_cache import FeatureCache
 from anomalib_comet.models.differnet.flow import NormalizingFlow
 from anomalib_comet.models.differnet.loss import DifferNetLoss
 from anomalib_comet.models.differnet.torch_model import DifferNetModel, window_means

@@ -24,32 +24,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from anomalib import LearningType
 from anomalib.metrics import Evaluator  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command line reads the types of arguments
-from anomalib.pre_processing import PreProcessor
+from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
-from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_comet.backbones import keep_checkpoint_weights
+from anomalib_comet.models.frozen_features import FrozenFeatures, resizing_pre_processor
 from anomalib_comet.training_set import TrainingSet
 
 from .augmentation import check_rotations, random_rotations
-from .feature_cache import FeatureCache
 from .loss import DifferNetLoss
 from .torch_model import DifferNetModel
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
 
-
-class DifferNet(AnomalibModule):
+class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as AnomalibModule's own bases
     """Lightning module of DifferNet.
 
     The image score is the original's (Rudolph, Wandt, Rosenhahn, WACV 2021): ``mean z^2`` of a normalizing flow on
@@ -168,9 +160,7 @@ class DifferNet(AnomalibModule):
         self.standardize = standardize
         self.train_rotations = train_rotations
         self.lr = lr
-        self.seed = seed
-        self._cache = FeatureCache(cache_gib)
-        self._draws = 0
+        self.remember_features(cache_gib, seed)
 
     def training_inputs(self, batch: Any) -> tuple[torch.Tensor, ...]:
         """Return what a step needs of a batch beside the trainable parameters: the frozen features.
@@ -181,7 +171,7 @@ class DifferNet(AnomalibModule):
         Returns:
             Pooled features of shape ``(B, T, D)`` and, with an anomaly map, windows of shape ``(B, T, D, h, w)``.
         """
-        generator = self._next_generator()
+        generator = self.next_generator()
         if self.train_rotations == "random":
             features = self._rotated_features(batch.image, generator)
         else:
@@ -204,7 +194,7 @@ class DifferNet(AnomalibModule):
 
     def sample_scores(self, batch: Any) -> torch.Tensor:
         """Return the anomaly score ``mean z^2`` of every image of a pre-processed batch, shape ``(B,)``."""
-        if self._may_cache:
+        if self.may_remember:
             return self.model.score(self._upright_features(batch))
         local = self.model.image_score == "local"
         return self.model.score(self.model.turned_features(batch.image, with_windows=local))
@@ -219,7 +209,7 @@ class DifferNet(AnomalibModule):
         Returns:
             torch.Tensor | None: Scores of shape ``(N,)`` on the CPU, or ``None`` if an image is not remembered.
         """
-        if not image_paths or not self._may_cache or not self._cache.holds(image_paths):
+        if not image_paths or not self.may_remember or not self._cache.holds(image_paths):
             return None
         # As many at a time as images of a usual batch: windows take memory.
         parts = [image_paths[k : k + 32] for k in range(0, len(image_paths), 32)]
@@ -241,20 +231,6 @@ class DifferNet(AnomalibModule):
         loss = self.sample_losses(self.training_inputs(batch)).mean()
         self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=len(batch.image))
         return {"loss": loss}
-
-    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Return predictions for a batch.
-
-        Args:
-            batch (ImageBatch): Validation batch, pre-processed.
-            *args: Unused.
-            **kwargs: Unused.
-
-        Returns:
-            STEP_OUTPUT: The batch with predictions.
-        """
-        del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam with the published settings, over the flows."""
@@ -288,20 +264,6 @@ class DifferNet(AnomalibModule):
         if self.standardize and not bool(self.model.standardize.is_fitted):
             self.model.fit_standardization(self._upright_features(batch) for batch in TrainingSet(self).batches())
 
-    def on_fit_end(self) -> None:
-        """Forget the features of the training set."""
-        self._cache.clear()
-
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Return DifferNet's trainer arguments."""
-        return {"num_sanity_val_steps": 0}
-
-    @property
-    def learning_type(self) -> LearningType:
-        """Return the learning type: one class."""
-        return LearningType.ONE_CLASS
-
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
         """Return the default pre-processor: resize without antialiasing, then ImageNet normalisation.
@@ -315,43 +277,17 @@ class DifferNet(AnomalibModule):
         Returns:
             PreProcessor: The pre-processor.
         """
-        return PreProcessor(
-            transform=Compose(
-                [
-                    Resize(image_size or (448, 448), antialias=False),
-                    Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
-                ]
-            ),
-        )
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> AnomalibModule:  # type: ignore[override]
-        """Restore a model; the backbone's weights come from the checkpoint, nothing is downloaded.
-
-        Args:
-            checkpoint_path (str | Path): Path of the checkpoint.
-            *args: See :meth:`lightning.pytorch.LightningModule.load_from_checkpoint`.
-            **kwargs: See there.
-
-        Returns:
-            AnomalibModule: The model.
-        """
-        with keep_checkpoint_weights():
-            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        return resizing_pre_processor(image_size or (448, 448))
 
     @property
-    def _may_cache(self) -> bool:
-        """Whether an image always gives the same features: not with training augmentations."""
-        if self.train_rotations != "quarter":
-            return False
-        trainer = self._trainer
-        datamodule = getattr(trainer, "datamodule", None) if trainer is not None else None
-        return datamodule is not None and getattr(datamodule, "train_augmentations", None) is None
+    def may_remember(self) -> bool:
+        """Whether an image always gives the same features: with quarter turns and without training augmentations."""
+        return self.train_rotations == "quarter" and super().may_remember
 
     def _upright_features(self, batch: Any) -> tuple[torch.Tensor, ...]:
         """Features over the quarter turns of the score, remembered where an image always gives the same."""
         return self._cache.get(
-            batch.image_path if self._may_cache else None,
+            batch.image_path if self.may_remember else None,
             batch.image,
             self._turned_features,
         )
@@ -383,26 +319,3 @@ class DifferNet(AnomalibModule):
 
     def _with_windows(self, pooled: torch.Tensor, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (pooled, windows) if self.model.local_flow is not None else (pooled,)
-
-    def _next_generator(self) -> torch.Generator:
-        """Return a generator seeded by the number of draws, which is part of a checkpoint: a resumed run goes on."""
-        self._draws += 1
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + self._draws) * 1_009 + self.global_rank)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the number of random draws to a checkpoint.
-
-        Args:
-            checkpoint (dict[str, Any]): The checkpoint.
-        """
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["differnet_draws"] = self._draws
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the number of random draws from a checkpoint.
-
-        Args:
-            checkpoint (dict[str, Any]): The checkpoint.
-        """
-        super().on_load_checkpoint(checkpoint)
-        self._draws = int(checkpoint.get("differnet_draws", 0))

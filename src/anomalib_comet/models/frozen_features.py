@@ -1,0 +1,143 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What our detectors on frozen features have in common beside anomalib's own base class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from anomalib import LearningType
+from anomalib.pre_processing import PreProcessor
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_comet.backbones import FeatureCache, keep_checkpoint_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anomalib.models.components import AnomalibModule
+    from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+    _Base = AnomalibModule
+else:
+    _Base = object
+
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+DRAWS_KEY = "frozen_features_draws"
+
+
+class FrozenFeatures(_Base):
+    """A mixin for Lightning modules that train a head on a frozen backbone.
+
+    It validates by the model's forward pass, restores checkpoints without weights of the backbone, remembers features
+    of training images, and draws random numbers that a resumed run continues. Place it before ``AnomalibModule``.
+    """
+
+    seed: int
+    _cache: FeatureCache
+    _draws: int
+
+    def remember_features(self, cache_gib: float, seed: int) -> None:
+        """Set up the memory of features and the seed of random draws; call it in the constructor.
+
+        Args:
+            cache_gib (float): Bound of memory in GiB; 0 remembers nothing.
+            seed (int): Seed of all random draws.
+        """
+        self._cache = FeatureCache(cache_gib)
+        self._draws = 0
+        self.seed = seed
+
+    @property
+    def may_remember(self) -> bool:
+        """Whether an image always gives the same features: not with training augmentations."""
+        trainer = self._trainer
+        datamodule = getattr(trainer, "datamodule", None) if trainer is not None else None
+        return datamodule is not None and getattr(datamodule, "train_augmentations", None) is None
+
+    def next_generator(self) -> torch.Generator:
+        """Return a generator on the CPU, seeded by the number of draws so far, which is part of a checkpoint."""
+        self._draws += 1
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + self._draws) * 1_009 + self.global_rank)
+
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Return predictions for a batch.
+
+        Args:
+            batch (ImageBatch): Validation batch, pre-processed.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            STEP_OUTPUT: The batch with predictions.
+        """
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def on_fit_end(self) -> None:
+        """Forget the features of the training set."""
+        super().on_fit_end()
+        self._cache.clear()
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Return the trainer arguments: no validation before training."""
+        return {"num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """Return the learning type: one class."""
+        return LearningType.ONE_CLASS
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> AnomalibModule:  # type: ignore[override]
+        """Restore a model; the backbone's weights come from the checkpoint, nothing is downloaded.
+
+        Args:
+            checkpoint_path (str | Path): Path of the checkpoint.
+            *args: See :meth:`lightning.pytorch.LightningModule.load_from_checkpoint`.
+            **kwargs: See there.
+
+        Returns:
+            AnomalibModule: The model.
+        """
+        with keep_checkpoint_weights():
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the number of random draws to a checkpoint.
+
+        Args:
+            checkpoint (dict[str, Any]): The checkpoint.
+        """
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[DRAWS_KEY] = self._draws
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the number of random draws from a checkpoint.
+
+        Args:
+            checkpoint (dict[str, Any]): The checkpoint.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self._draws = int(checkpoint.get(DRAWS_KEY, 0))
+
+
+def resizing_pre_processor(image_size: tuple[int, int]) -> PreProcessor:
+    """Return a pre-processor: resize without antialiasing, then ImageNet normalisation.
+
+    anomalib exports a Resize without antialiasing whatever was used in training. We train without it too, so that an
+    exported model gives the scores that it was evaluated with.
+
+    Args:
+        image_size: Height and width in pixels.
+
+    Returns:
+        The pre-processor.
+    """
+    return PreProcessor(
+        transform=Compose([Resize(image_size, antialias=False), Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD)]),
+    )
