@@ -41,12 +41,16 @@ class MetaGradient:
         loss: Outer loss, a scalar.
         pairs: Un-weighted losses (L_train at theta, L_val at theta') of every task, shape ``(K, 2)``.
         inner_improvement: Mean over tasks of (L_val at theta - L_val at theta'); see :func:`meta_gradient`.
+        inner_distance: Mean over tasks of ``||theta' - theta|| / ||theta||``; if tiny, meta-learning does nothing.
+        weighted_loss: The outer loss without its regulariser, a scalar without gradients.
     """
 
     gradients: dict[str, torch.Tensor] | None
     loss: torch.Tensor
     pairs: torch.Tensor
     inner_improvement: torch.Tensor
+    inner_distance: torch.Tensor
+    weighted_loss: torch.Tensor
 
 
 def split_tasks(n_samples: int, task_size: int, train_share: float = 0.7) -> list[tuple[slice, slice]]:
@@ -179,7 +183,10 @@ def meta_gradient(
     decayed = [k for k, name in enumerate(names) if is_regularised(parameters[name])] if l2_strength else []
     total: list[torch.Tensor] = []
     outer_loss = weights.new_zeros(())
-    train_losses, val_losses = [], []
+    train_losses, val_losses, distances = [], [], []
+    weighted_loss = weights.new_zeros(())
+    theta = [parameters[name].detach() for name in names]
+    theta_norm = squared_norm(theta).sqrt()
     splits = split_tasks(n_samples, task_size, train_share)
     for train, val in splits:
         adapted, train_loss = inner_update(
@@ -195,6 +202,9 @@ def meta_gradient(
         values = list(adapted.values())
         sample_losses = losses(adapted, take(inputs, val))
         loss = (weights[val] * sample_losses).sum() / n_samples
+        weighted_loss = weighted_loss + loss.detach()
+        with torch.no_grad():
+            distances.append(squared_norm([a - b for a, b in zip(values, theta, strict=True)]).sqrt() / theta_norm)
         share = l2_strength / len(splits)
         penalised = [values[k] for k in decayed]
         if first_order:
@@ -223,6 +233,8 @@ def meta_gradient(
         loss=outer_loss,
         pairs=torch.stack([at_theta, at_adapted], dim=1),
         inner_improvement=(swapped - at_adapted).mean(),
+        inner_distance=torch.stack(distances).mean(),
+        weighted_loss=weighted_loss,
     )
 
 

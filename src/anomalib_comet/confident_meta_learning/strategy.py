@@ -30,6 +30,7 @@ from anomalib_comet.training_set import TrainingSet
 
 from .confidence import anchored_scores
 from .cross_fit import cross_fitted_scores
+from .history import QUANTILES, TrainingHistory
 from .meta import SMALLEST_TASK, is_regularised, meta_gradient, split_tasks, squared_norm, surrogate
 from .table import ConfidenceTable
 from .uncertainty import LossPairWindow, adaptive_l2, check_scale, model_uncertainty
@@ -55,6 +56,8 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_KEY = "confident_meta_learning"
 WEIGHTS_FILE = "confidence_weights.csv"
+HISTORY_FILE = "comet_history.csv"
+HISTORY_PICTURE = "comet_history.png"
 
 
 class ConfidentMetaLearning(_Detector):
@@ -176,6 +179,7 @@ class ConfidentMetaLearning(_Detector):
         self.uncertainty_scale = check_scale(uncertainty_scale)
         self.confidence = ConfidenceTable(kappa, weight_power, weight_momentum)
         self.loss_pairs = LossPairWindow(uncertainty_window)
+        self.history = TrainingHistory()
         self._refreshed_at = -1
 
     # ----------------------------------------------------------------------------------------------- training
@@ -218,6 +222,7 @@ class ConfidentMetaLearning(_Detector):
         )
         self.confidence.forget()
         self.loss_pairs.restore([])
+        self.history.forget()
 
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Return the soft confident loss of a batch, or the detector's own with all switches off.
@@ -248,6 +253,7 @@ class ConfidentMetaLearning(_Detector):
         """Soft confident loss without meta-learning: mean_i w_i L_AD(x_i | theta) + lambda ||theta||^2."""
         sample_losses = self.sample_losses(inputs)
         loss = (weights * sample_losses).mean()
+        self._log_losses(sample_losses.detach().mean(), loss.detach())
         if not self.use_adaptive_l2:
             return loss
         detached = sample_losses.detach()
@@ -256,7 +262,9 @@ class ConfidentMetaLearning(_Detector):
             (float(detached[train].mean()), float(detached[val].mean()))
             for train, val in split_tasks(len(detached), self.task_size, self.train_share)
         )
-        return loss + strength * squared_norm([p for p in self._trainable().values() if is_regularised(p)])
+        penalty = strength * squared_norm([p for p in self._trainable().values() if is_regularised(p)])
+        self._log_number("loss_l2", penalty.detach())
+        return loss + penalty
 
     def _meta_loss(self, inputs: Any, weights: torch.Tensor, strength: float) -> torch.Tensor:
         """Outer loss L_meta, carrying the outer gradient."""
@@ -279,6 +287,10 @@ class ConfidentMetaLearning(_Detector):
         self._update_running_statistics(inputs)
         self.loss_pairs.extend((float(a), float(b)) for a, b in outcome.pairs)
         self._log_number("inner_improvement", outcome.inner_improvement)
+        self._log_number("inner_distance", outcome.inner_distance)
+        self._log_losses(outcome.pairs[:, 1].mean(), outcome.weighted_loss)
+        if self.use_adaptive_l2:
+            self._log_number("loss_l2", outcome.loss.detach() - outcome.weighted_loss)
         if outcome.gradients is None:
             return outcome.loss
         return surrogate(outcome.loss, parameters, outcome.gradients)
@@ -324,8 +336,16 @@ class ConfidentMetaLearning(_Detector):
         self._log_number("l2_strength", strength)
         return strength
 
+    def _log_losses(self, detector: torch.Tensor, weighted: torch.Tensor) -> None:
+        """Log the detector's own loss, and the same with confidence weights."""
+        self._log_number("loss_detector", detector)
+        self._log_number("loss_weighted", weighted)
+
     def _log_number(self, name: str, value: torch.Tensor | float) -> None:
-        self.log(name, float(value), on_step=False, on_epoch=True, batch_size=1)
+        """Log a mean over the epoch to Lightning's loggers and to the history."""
+        number = float(value)
+        self.log(name, number, on_step=False, on_epoch=True, batch_size=1)
+        self.history.add({name: number})
 
     # -------------------------------------------------------------------------------------- confidence weights
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
@@ -346,31 +366,45 @@ class ConfidentMetaLearning(_Detector):
         last = done == self.trainer.max_epochs
         if last or (due and self.use_weights):
             self.refresh_confidence()
+        self.history.close_epoch(self.current_epoch)
+        self._write_history(with_picture=last)
 
     def on_train_end(self) -> None:
-        """Bring the list up to the finished model where training ended before ``max_epochs``."""
+        """Bring list and history up to the finished model where training ended before ``max_epochs``."""
         super().on_train_end()
         if self._refreshed_at != self.global_step:
             self.refresh_confidence(log=False)
+        self.history.close_epoch(self.current_epoch)
+        self._write_history(with_picture=True)
+
+    def _write_history(self, with_picture: bool) -> None:
+        if self.trainer.is_global_zero:
+            run = Path(self.trainer.default_root_dir)
+            self.history.write(run / HISTORY_FILE, run / HISTORY_PICTURE if with_picture else None)
 
     def refresh_confidence(self, log: bool = True) -> None:
         """Score the training images in evaluation mode, without augmentation, and renew their weights.
 
         Args:
-            log (bool): Whether threshold and weights are logged, which Lightning allows within its loop only. Defaults
-                to ``True``.
+            log (bool): Whether threshold and quantiles go to the loggers, which Lightning allows within its loop only.
+                Defaults to ``True``.
         """
         paths, scores = TrainingSet(self).scores(self)
         self.confidence.refresh(paths, self.anchor(scores))
         self._refreshed_at = self.global_step
         if self.trainer.is_global_zero:
             self.confidence.write_csv(Path(self.trainer.default_root_dir) / WEIGHTS_FILE, self._truth())
-        if not log:
-            return
         weights = self.confidence.lookup(paths)
-        self._log_number("confidence_threshold", self.confidence.threshold or 0.0)
-        self._log_number("confidence_weight_mean", weights.mean())
-        self._log_number("confidence_weight_min", weights.min())
+        anchored = torch.tensor(list(self.confidence.scores.values()))
+        numbers = {"confidence_threshold": self.confidence.threshold or 0.0, "weight_mean": float(weights.mean())}
+        for name, level in QUANTILES.items():
+            numbers[f"weight_{name}"] = float(torch.quantile(weights, level))
+            numbers[f"score_{name}"] = float(torch.quantile(anchored, level))
+        if not log:
+            self.history.amend(numbers)
+            return
+        for name, number in numbers.items():
+            self._log_number(name, number)
 
     def anchor(self, scores: torch.Tensor) -> torch.Tensor:
         """Return the scores of a whole training set so that they start at zero.
@@ -396,7 +430,11 @@ class ConfidentMetaLearning(_Detector):
             checkpoint (dict[str, Any]): The checkpoint.
         """
         super().on_save_checkpoint(checkpoint)
-        checkpoint[CHECKPOINT_KEY] = {"confidence": self.confidence.state(), "loss_pairs": self.loss_pairs.state()}
+        checkpoint[CHECKPOINT_KEY] = {
+            "confidence": self.confidence.state(),
+            "loss_pairs": self.loss_pairs.state(),
+            "history": self.history.state(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the confidence table and the window of task losses from a checkpoint.
@@ -409,6 +447,7 @@ class ConfidentMetaLearning(_Detector):
         if state is not None:
             self.confidence.restore(state["confidence"])
             self.loss_pairs.restore(state["loss_pairs"])
+            self.history.restore(state.get("history", []))
 
 
 class _SampleLosses(nn.Module):
