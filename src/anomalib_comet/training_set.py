@@ -73,6 +73,19 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self._dataset if self._indices is None else self._indices)
 
+    def paths(self, indices: Sequence[int] | None = None) -> list[str] | None:
+        """Return the paths of images without decoding them, or ``None`` where the data set has no list of samples.
+
+        Args:
+            indices: Positions in the training set and their order; ``None`` for all in order. Defaults to ``None``.
+        """
+        samples = getattr(self._dataset, "samples", None)
+        if samples is None:
+            return None
+        rows = range(len(self)) if indices is None else indices
+        known = samples.image_path.tolist()
+        return [str(known[k if self._indices is None else self._indices[k]]) for k in rows]
+
     def batches(self, indices: Sequence[int] | None = None) -> Iterator[Any]:
         """Yield pre-processed batches on the model's device.
 
@@ -111,13 +124,11 @@ class TrainingSet:
         paths: list[str] = []
         scores: list[torch.Tensor] = []
         with evaluating(module), module.trainer.precision_plugin.forward_context():
-            if indices is None and hasattr(module, "remembered_scores"):
-                samples = getattr(self._dataset, "samples", None)
-                if samples is not None and self._indices is None:
-                    known = [str(path) for path in samples.image_path]
-                    remembered = module.remembered_scores(known)
-                    if remembered is not None:
-                        return known, remembered
+            known = self.paths(indices) if hasattr(module, "remembered_scores") else None
+            if known is not None:
+                remembered = module.remembered_scores(known)
+                if remembered is not None:
+                    return known, remembered
             for batch in self.batches(indices):
                 paths += [str(path) for path in batch.image_path]
                 scores.append(module.sample_scores(batch).float().cpu())

@@ -276,3 +276,33 @@ def test_history_of_every_epoch_lies_beside_the_run(run):
     assert (history.loss_weighted <= history.loss_detector + 1e-6).all() or (history.loss_detector < 0).any()
     assert (history.inner_distance > 0).all()
     assert (folder / "comet_history.png").stat().st_size > 10_000
+
+
+CROSS_FITTED = {"feature_scaling": "whiten", "identity_start": True, "pooling": "mean_std", "image_score": "both"}
+
+
+def test_cross_fitting_without_training_weighs_the_feature_scaling(data_root, tmp_path):
+    """Folds are scored with statistics of the other folds, and the last statistics are those of the weights."""
+    fitted = {}
+    for rounds, folds in ((1, 0), (1, 2), (3, 2)):
+        model = CoMetDifferNet(
+            **{**TINY, **CROSS_FITTED},
+            kappa=0.0,
+            weight_power=4.0,
+            cross_fit_folds=folds,
+            cross_fit_epochs=0,
+            cross_fit_rounds=rounds,
+            warmup_epochs=9,
+        )
+        train(model, surfaces(data_root), tmp_path, max_epochs=1)
+        fitted[rounds, folds] = model.model.scaling.matrix.clone(), model
+    assert not torch.equal(fitted[1, 0][0], fitted[1, 2][0])
+    assert not torch.equal(fitted[1, 2][0], fitted[3, 2][0])
+
+
+def test_cross_fitting_without_epochs_needs_something_to_fit():
+    class NoStatistics(CoMetDifferNet):
+        fit_statistics = property()
+
+    with pytest.raises(ValueError, match="cross_fit_epochs"):
+        NoStatistics(**TINY, cross_fit_folds=2, cross_fit_epochs=0)

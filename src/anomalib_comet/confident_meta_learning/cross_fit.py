@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from anomalib_comet.training_set import TrainingSet
 
@@ -48,19 +48,23 @@ def cross_fitted_scores(
     folds: int,
     epochs: int,
     seed: int,
+    weights: Mapping[str, float] | None = None,
     anchor: Callable[[torch.Tensor], torch.Tensor] = lambda scores: scores,
 ) -> tuple[list[str], torch.Tensor]:
-    """Train the detector briefly without each fold, and score the fold with it.
+    """Fit and train the detector briefly without each fold, and score the fold with it.
 
-    The module's parameters and the global random state are left as they were. Scores of different folds come from
-    different models; each fold's are divided by their median before they are put together.
+    A detector with parts that are fitted in closed form (``fit_statistics(training_set, weights, indices)``) has them
+    fitted to the other folds first. The module's parameters and the global random state are left as they were. Scores
+    of different folds come from different models; each fold's are divided by their median before they are put together.
 
     Args:
         module: The Lightning module of the detector, at its initial parameters.
         training_set: Its training images.
         folds: Number of folds, at least 2.
-        epochs: Epochs of each training.
+        epochs: Epochs of each training; 0 for the closed-form parts alone.
         seed: Seed of folds and of the order of images.
+        weights: Confidence weight of each image by path, for the closed-form parts and the losses; ``None`` for all 1.
+            Defaults to ``None``.
         anchor: Brings the scores of a fold to start at zero, as :func:`.confidence.anchored_scores` does. Defaults to
             leaving them as they are.
 
@@ -78,6 +82,8 @@ def cross_fitted_scores(
             for fold, held_out in enumerate(parts):
                 module.load_state_dict(initial)
                 rest = torch.cat([part for other, part in enumerate(parts) if other != fold])
+                if hasattr(module, "fit_statistics"):
+                    module.fit_statistics(training_set, weights, rest.tolist())
                 optimizer = _optimizer(module)
                 for part, training in modes.items():
                     part.training = training
@@ -85,7 +91,10 @@ def cross_fitted_scores(
                     order = rest[torch.randperm(len(rest), generator=generator)]
                     for batch in training_set.batches(order.tolist()):
                         optimizer.zero_grad()
-                        module.sample_losses(module.training_inputs(batch)).mean().backward()
+                        losses = module.sample_losses(module.training_inputs(batch))
+                        if weights is not None:
+                            losses = losses * losses.new_tensor([weights.get(str(p), 1.0) for p in batch.image_path])
+                        losses.mean().backward()
                         optimizer.step()
                 fold_paths, fold_scores = training_set.scores(module, held_out.tolist())
                 fold_scores = anchor(fold_scores)

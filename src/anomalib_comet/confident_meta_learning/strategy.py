@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         def training_inputs(self, batch: Any) -> Any: ...
         def sample_losses(self, inputs: Any) -> torch.Tensor: ...
         def sample_scores(self, batch: Any) -> torch.Tensor: ...
+        def fit_statistics(self, training_set: TrainingSet, weights: Mapping[str, float] | None = None) -> None: ...
 
 else:
     _Detector = object
@@ -85,7 +86,10 @@ class ConfidentMetaLearning(_Detector):
         weight_momentum (float): Share of the earlier weights at a refresh, in [0, 1). Defaults to ``0.5``.
         cross_fit_folds (int): If 2 or more, the first weights are cross-fitted before training: the detector is
             trained briefly without a fold of the images and scores that fold. 0 turns it off. Defaults to ``0``.
-        cross_fit_epochs (int): Epochs of each of these brief trainings. Defaults to ``5``.
+        cross_fit_epochs (int): Epochs of each of these brief trainings. 0 fits only what the detector fits in closed
+            form, as DifferNet its feature scaling. Defaults to ``5``.
+        cross_fit_rounds (int): Number of times that this is repeated, with the weights of the round before. Defaults to
+            ``1``.
         task_size (int): Wished number of images in a task. Small tasks cost more time: a step makes four passes a task.
             Defaults to ``32``.
         train_share (float): Share of a task in its training part, in (0, 1). Defaults to ``0.7``.
@@ -124,6 +128,7 @@ class ConfidentMetaLearning(_Detector):
         weight_momentum: float = 0.5,
         cross_fit_folds: int = 0,
         cross_fit_epochs: int = 5,
+        cross_fit_rounds: int = 1,
         task_size: int = 32,
         train_share: float = 0.7,
         inner_lr: float = 0.01,
@@ -144,18 +149,22 @@ class ConfidentMetaLearning(_Detector):
                 "inner_clip": inner_clip,
                 "lambda0": lambda0,
                 "gamma": gamma,
+                "cross_fit_epochs": cross_fit_epochs,
             },
             above_zero={
                 "weight_power": weight_power,
                 "refresh_epochs": refresh_epochs,
                 "inner_steps": inner_steps,
-                "cross_fit_epochs": cross_fit_epochs,
+                "cross_fit_rounds": cross_fit_rounds,
             },
         )
         _require(0.0 <= weight_momentum < 1.0, f"weight_momentum must be in [0, 1), got {weight_momentum}.")
         _require(0.0 < train_share < 1.0, f"train_share must be in (0, 1), got {train_share}.")
         _require(task_size >= SMALLEST_TASK, f"task_size must be at least {SMALLEST_TASK}, got {task_size}.")
         _require(cross_fit_folds == 0 or cross_fit_folds > 1, f"cross_fit_folds must be 0 or >= 2: {cross_fit_folds}.")
+        if cross_fit_folds and not cross_fit_epochs and not hasattr(self, "fit_statistics"):
+            msg = f"{type(self).__name__} fits nothing in closed form: cross_fit_epochs must be at least 1, got 0."
+            raise ValueError(msg)
         missing = [m for m in ("training_inputs", "sample_losses", "sample_scores") if not hasattr(self, m)]
         if missing:
             msg = f"{type(self).__name__} cannot be trained by CoMet: its detector lacks the methods {missing}."
@@ -168,6 +177,7 @@ class ConfidentMetaLearning(_Detector):
         self.refresh_epochs = refresh_epochs
         self.cross_fit_folds = cross_fit_folds
         self.cross_fit_epochs = cross_fit_epochs
+        self.cross_fit_rounds = cross_fit_rounds
         self.task_size = task_size
         self.train_share = train_share
         self.inner_lr = inner_lr
@@ -199,16 +209,27 @@ class ConfidentMetaLearning(_Detector):
                 for group in optimizer.param_groups:
                     group["weight_decay"] = 0.0
         if self.use_weights and self.cross_fit_folds and not self.confidence.weights:
-            logger.info("Cross-fitting the first confidence weights in %d folds.", self.cross_fit_folds)
+            self._cross_fit()
+
+    def _cross_fit(self) -> None:
+        """Cross-fit the first weights, and fit the detector's closed-form parts with them."""
+        training_set = TrainingSet(self)
+        for number in range(self.cross_fit_rounds):
+            logger.info(
+                "Cross-fitting the first confidence weights, round %d of %d.", number + 1, self.cross_fit_rounds
+            )
             paths, scores = cross_fitted_scores(
                 self,
-                TrainingSet(self),
+                training_set,
                 folds=self.cross_fit_folds,
                 epochs=self.cross_fit_epochs,
                 seed=int(getattr(self, "seed", 0)),
+                weights=self.confidence.weights or None,
                 anchor=self.anchor,
             )
-            self.confidence.refresh(paths, scores)
+            self.confidence.replace(paths, scores)
+        if hasattr(self, "fit_statistics"):
+            self.fit_statistics(training_set, self.confidence.weights)
 
     def _forget_other_images(self) -> None:
         """Start anew where a fit or a checkpoint before has weighted other images than these."""

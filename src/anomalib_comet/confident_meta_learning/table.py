@@ -48,10 +48,22 @@ class ConfidenceTable:
             image_paths: Path of every training image.
             scores: Their anomaly scores, shape ``(N,)``, not negative.
         """
+        self._take(image_paths, scores, self.momentum if self.weights else 0.0)
+
+    def replace(self, image_paths: Sequence[str], scores: torch.Tensor) -> None:
+        """Replace scores and weights, without a memory of earlier weights.
+
+        Args:
+            image_paths: Path of every training image.
+            scores: Their anomaly scores, shape ``(N,)``, not negative.
+        """
+        self._take(image_paths, scores, 0.0)
+
+    def _take(self, image_paths: Sequence[str], scores: torch.Tensor, momentum: float) -> None:
         current, threshold = training_set_weights(scores.double(), self.kappa, self.power)
-        if self.weights:
+        if momentum:
             previous = torch.tensor([self.weights.get(path, 1.0) for path in image_paths], dtype=current.dtype)
-            current = smoothed(previous, current, self.momentum)
+            current = smoothed(previous, current, momentum)
         self.scores = dict(zip(image_paths, scores.double().tolist(), strict=True))
         self.weights = dict(zip(image_paths, current.tolist(), strict=True))
         self.threshold = float(threshold)

@@ -8,13 +8,22 @@ import math
 import pytest
 import torch
 from FrEIA.modules import GLOWCouplingBlock
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from anomalib_comet.backbones import FeatureCache
 from anomalib_comet.models.differnet.anomaly_map import turn, turn_back
 from anomalib_comet.models.differnet.augmentation import random_rotations
 from anomalib_comet.models.differnet.flow import NormalizingFlow
 from anomalib_comet.models.differnet.loss import DifferNetLoss
-from anomalib_comet.models.differnet.torch_model import DifferNetModel, window_means
+from anomalib_comet.models.differnet.scaling import FeatureScaling
+from anomalib_comet.models.differnet.torch_model import (
+    DifferNetModel,
+    mean_of_largest,
+    spatial_mean,
+    spatial_std,
+    window_means,
+)
 
 
 def small_model(**kwargs):
@@ -174,3 +183,79 @@ def test_bad_sizes_are_refused():
         small_model(n_windows=100).features.check_image_size((64, 64))
     with pytest.raises(ValueError, match="positive clamp"):
         small_model(clamp=0.0)
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_whitening_gives_the_weighted_covariance_of_the_identity(seed):
+    generator = torch.Generator().manual_seed(seed)
+    vectors = (
+        torch.randn(4000, 5, generator=generator) @ (torch.eye(5) + 0.2 * torch.randn(5, 5, generator=generator)) + 3.0
+    )
+    weights = torch.rand(4000, generator=generator)
+    scaling = FeatureScaling(5, "whiten")
+    scaling.fit(vectors, weights)
+    white = scaling(vectors).double()
+    shares = (weights / weights.sum()).double()[:, None]
+    torch.testing.assert_close((shares * white).sum(0), torch.zeros(5, dtype=torch.float64), atol=1e-3, rtol=0)
+    covariance = (shares * white).T @ white
+    torch.testing.assert_close(covariance, torch.eye(5, dtype=torch.float64), atol=0.1, rtol=0)  # shrinkage is small
+
+
+def test_an_image_of_weight_zero_does_not_move_the_scaling():
+    vectors = torch.tensor([[0.0, 1.0], [2.0, 5.0], [4.0, 3.0], [100.0, -100.0]])
+    for kind in ("standardize", "whiten"):
+        with_outlier, without = FeatureScaling(2, kind), FeatureScaling(2, kind)
+        with_outlier.fit(vectors, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+        without.fit(vectors[:3], torch.ones(3))
+        torch.testing.assert_close(with_outlier.mean, without.mean)
+        if kind == "standardize":  # shrinkage depends on the number of vectors
+            torch.testing.assert_close(with_outlier.matrix, without.matrix)
+            torch.testing.assert_close(without.matrix, 1 / vectors[:3].std(0, correction=0))
+
+
+def test_first_scores_of_an_identity_flow_on_whitened_features_are_mahalanobis_distances():
+    model = small_model(n_scales=1, n_windows=0, feature_scaling="whiten", identity_start=True)
+    pooled = torch.randn(300, 1, model.features.n_features) * torch.arange(1, model.features.n_features + 1)
+    model.fit_scaling(pooled, None, torch.ones(300))
+    white = (pooled[:, 0] - model.scaling.mean) @ model.scaling.matrix.T
+    torch.testing.assert_close(model.score((pooled,)), white.square().mean(1), rtol=1e-4, atol=1e-4)
+
+
+def test_std_pooling_sees_a_small_spot_that_the_mean_hardly_shows():
+    flat = torch.zeros(1, 1, 16, 16)
+    spot = flat.clone()
+    spot[..., 3, 4] = 1.0
+    assert float(spatial_mean(spot)) == pytest.approx(1 / 256)
+    assert float(spatial_std(spot)) == pytest.approx((1 / 256 * (1 - 1 / 256)) ** 0.5, rel=1e-4)
+    assert float(spatial_std(flat)) < 1e-5
+
+
+def test_image_scores_of_windows():
+    values = torch.tensor([[1.0, 5.0, 3.0, 2.0], [0.0, 0.0, 0.0, 8.0]])
+    assert mean_of_largest(values, 0.0).tolist() == [5.0, 8.0]
+    assert mean_of_largest(values, 0.5).tolist() == [4.0, 4.0]
+    assert mean_of_largest(values, 1.0).tolist() == [2.75, 2.0]
+
+
+def test_both_is_the_geometric_mean_of_global_and_local():
+    scores = {}
+    pooled, windows = torch.randn(3, 1, 44), torch.randn(3, 1, 44, 4, 4)
+    for kind in ("global", "local", "both"):
+        model = small_model(n_scales=1, n_transforms=1, image_score=kind, local_share=0.25)
+        scores[kind] = model.score((pooled, windows))
+    torch.testing.assert_close(scores["both"], (scores["global"] * scores["local"]).sqrt())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"image_score": "both", "n_windows": 0}, "need windows"),
+        ({"local_share": 1.5}, "local_share"),
+        ({"pooling": "max"}, "pooling"),
+        ({"feature_scaling": "zca"}, "feature_scaling"),
+    ],
+)
+def test_wrong_scores_and_scalings_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        small_model(**wrong)

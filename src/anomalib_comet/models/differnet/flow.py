@@ -49,6 +49,8 @@ class NormalizingFlow(nn.Module):
         n_hidden: Number of hidden layers of width ``hidden_units`` after the first; the published subnet has 2, that
             is Linear D/2 -> h -> h -> h -> D with ReLU between. Defaults to ``2``.
         clamp: Bound alpha of the log-scale, positive. Defaults to ``3.0``.
+        identity_start: Whether the last layer of every subnet starts at zero, which makes the flow the identity but for
+            its permutations. Defaults to ``False``.
         seed: Seed of permutations and initial weights, drawn from a generator of their own. Defaults to ``0``.
 
     Raises:
@@ -62,6 +64,7 @@ class NormalizingFlow(nn.Module):
         hidden_units: int,
         n_hidden: int = 2,
         clamp: float = 3.0,
+        identity_start: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -78,6 +81,9 @@ class NormalizingFlow(nn.Module):
             layers: list[nn.Module] = []
             for i, o in itertools.pairwise(widths):
                 layers += [_linear(i, o, generator), nn.ReLU()]
+            if identity_start:
+                nn.init.zeros_(layers[-2].weight)  # type: ignore[arg-type]
+                nn.init.zeros_(layers[-2].bias)  # type: ignore[arg-type]
             return nn.Sequential(*layers[:-1])
 
         self.couplings = nn.ModuleList()

@@ -38,7 +38,15 @@ from .loss import DifferNetLoss
 from .torch_model import DifferNetModel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+SCORE_BATCH = 32
+"""Images that are scored at a time from remembered features: windows take memory."""
+
+STATISTICS_WINDOWS = 256
+"""Windows of an image, over all its turns, from which the local scaling is fitted."""
 
 
 class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as AnomalibModule's own bases
@@ -67,13 +75,21 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
             Defaults to ``14``.
         local_coupling_blocks (int): Number of coupling blocks of the map's flow. Defaults to ``4``.
         local_hidden_units (int): Width of the hidden layers of the map's flow. Defaults to ``256``.
-        image_score (str): ``"global"`` for the original's image score; ``"local"`` for the largest score of a local
-            window (ours), which sees defects that are too small to show in globally pooled features. Defaults to
-            ``"global"``.
+        image_score (str): ``"global"`` for the original's image score; ``"local"`` for the mean of the largest
+            scores of local windows (ours), which sees defects that are too small to show in globally pooled features;
+            ``"both"`` for the geometric mean of the two (ours). Defaults to ``"global"``.
+        local_share (float): Share of an image's windows, the most anomalous ones, whose mean is the local score; 0
+            takes the single largest. Defaults to ``0.0``.
+        pooling (str): ``"mean"`` as published, or ``"mean_std"`` (ours): the standard deviation over an image's places
+            shows a small defect that their mean does not. Defaults to ``"mean"``.
         train_windows (int): Number of local windows an image, turn and step on which the map's flow is trained, drawn
             at random. Defaults to ``16``.
-        standardize (bool): Whether features are shifted and scaled to zero mean and unit variance over the training
-            set before they enter the flows. Ours; the original has no such step. Defaults to ``True``.
+        feature_scaling (str): How features are scaled over the training set before they enter the flows (ours):
+            ``"standardize"`` each to zero mean and unit variance, ``"whiten"`` to unit variance in every direction,
+            ``"none"`` as published. Under CoMet it is fitted with the confidence weights. Defaults to
+            ``"standardize"``.
+        identity_start (bool): Whether the flows start as the identity, so that the first scores are Mahalanobis
+            distances with ``feature_scaling="whiten"`` (ours). Defaults to ``False``.
         train_rotations (str): Poses of training images: ``"random"`` draws four random angles an image and step, as
             published; ``"quarter"`` takes the quarter turns of the score, whose features are computed once and
             remembered. Defaults to ``"random"``.
@@ -112,8 +128,11 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         local_coupling_blocks: int = 4,
         local_hidden_units: int = 256,
         image_score: str = "global",
+        local_share: float = 0.0,
+        pooling: str = "mean",
         train_windows: int = 16,
-        standardize: bool = True,
+        feature_scaling: str = "standardize",
+        identity_start: bool = False,
         train_rotations: str = "random",
         cache_gib: float = 2.0,
         lr: float = 2e-4,
@@ -153,11 +172,14 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
             local_coupling_blocks=local_coupling_blocks,
             local_hidden_units=local_hidden_units,
             image_score=image_score,
+            local_share=local_share,
+            pooling=pooling,
+            feature_scaling=feature_scaling,
+            identity_start=identity_start,
             seed=seed,
         )
         self.loss = DifferNetLoss()
         self.train_windows = train_windows
-        self.standardize = standardize
         self.train_rotations = train_rotations
         self.lr = lr
         self.remember_features(cache_gib, seed)
@@ -196,8 +218,8 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         """Return the anomaly score ``mean z^2`` of every image of a pre-processed batch, shape ``(B,)``."""
         if self.may_remember:
             return self.model.score(self._upright_features(batch))
-        local = self.model.image_score == "local"
-        return self.model.score(self.model.turned_features(batch.image, with_windows=local))
+        with_windows = self.model.image_score != "global"
+        return self.model.score(self.model.turned_features(batch.image, with_windows=with_windows))
 
     @torch.no_grad()
     def remembered_scores(self, image_paths: list[str]) -> torch.Tensor | None:
@@ -211,8 +233,7 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         """
         if not image_paths or not self.may_remember or not self._cache.holds(image_paths):
             return None
-        # As many at a time as images of a usual batch: windows take memory.
-        parts = [image_paths[k : k + 32] for k in range(0, len(image_paths), 32)]
+        parts = [image_paths[k : k + SCORE_BATCH] for k in range(0, len(image_paths), SCORE_BATCH)]
         scores = [self.model.score(self._cache.stacked(part, self.device)) for part in parts]
         return torch.cat(scores).float().cpu()
 
@@ -259,10 +280,56 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
             self.model.features.check_image_size(self.input_size)
 
     def on_train_start(self) -> None:
-        """Standardise the features over the training set, unless a checkpoint has brought the numbers."""
+        """Scale the features over the training set, unless a checkpoint has brought the numbers."""
         super().on_train_start()
-        if self.standardize and not bool(self.model.standardize.is_fitted):
-            self.model.fit_standardization(self._upright_features(batch) for batch in TrainingSet(self).batches())
+        if not bool(self.model.scaling.is_fitted):
+            self.fit_statistics(TrainingSet(self))
+
+    @torch.no_grad()
+    def fit_statistics(
+        self,
+        training_set: TrainingSet,
+        weights: Mapping[str, float] | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> None:
+        """Fit what is fitted in closed form: the scaling of features, with confidence weights.
+
+        Args:
+            training_set (TrainingSet): The training images.
+            weights (Mapping[str, float] | None): Confidence weight by image path, 1 for an image without; ``None`` for
+                all 1. Defaults to ``None``.
+            indices (Sequence[int] | None): Positions of the images to use; ``None`` for all. Defaults to ``None``.
+        """
+        if self.model.scaling.scaling == "none":
+            return
+        pooled, windows, image_weights = [], [], []
+        for paths, features in self._features_of(training_set, indices):
+            image_weights += [1.0 if weights is None else weights.get(path, 1.0) for path in paths]
+            pooled.append(features[0].cpu())
+            if len(features) > 1:
+                vectors = features[1].movedim(2, -1).flatten(1, 3)
+                stride = max(1, vectors.shape[1] // STATISTICS_WINDOWS)
+                windows.append(vectors[:, ::stride].cpu())
+        self.model.fit_scaling(
+            torch.cat(pooled),
+            torch.cat(windows) if windows else None,
+            torch.tensor(image_weights),
+        )
+
+    def _features_of(
+        self,
+        training_set: TrainingSet,
+        indices: Sequence[int] | None,
+    ) -> Iterator[tuple[list[str], tuple[torch.Tensor, ...]]]:
+        """Yield paths and upright features of training images, without decoding images that are remembered."""
+        known = training_set.paths(indices) if self.may_remember else None
+        if known and self._cache.holds(known):
+            for start in range(0, len(known), SCORE_BATCH):
+                part = known[start : start + SCORE_BATCH]
+                yield part, self._cache.stacked(part, self.device)
+            return
+        for batch in training_set.batches(indices):
+            yield [str(path) for path in batch.image_path], self._upright_features(batch)
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:

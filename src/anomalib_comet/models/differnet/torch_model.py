@@ -16,13 +16,33 @@ from anomalib_comet.backbones import FrozenBackbone
 
 from .anomaly_map import AnomalyMapGenerator, turn, turn_back
 from .flow import NormalizingFlow
+from .scaling import FeatureScaling, check_scaling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 TURNS = {1: (0,), 2: (0, 2), 4: (0, 1, 2, 3)}
 """Quarter turns of an image by number of transforms."""
+
+POOLINGS = {"mean": ("mean",), "mean_std": ("mean", "std")}
+"""Statistics over an image's places by name of the pooling."""
+
+IMAGE_SCORES = ("global", "local", "both")
+
+
+def spatial_mean(feature_map: torch.Tensor) -> torch.Tensor:
+    """Average a map of shape ``(B, C, h, w)`` over places: shape ``(B, C)``."""
+    return feature_map.mean(dim=(2, 3))
+
+
+def spatial_std(feature_map: torch.Tensor) -> torch.Tensor:
+    """Return the standard deviation of a map of shape ``(B, C, h, w)`` over places: shape ``(B, C)``."""
+    centred = feature_map - feature_map.mean(dim=(2, 3), keepdim=True)
+    return (centred.square().mean(dim=(2, 3)) + 1e-12).sqrt()
+
+
+POOL = {"mean": spatial_mean, "std": spatial_std}
 
 
 class DifferNetFeatures(nn.Module):
@@ -35,6 +55,8 @@ class DifferNetFeatures(nn.Module):
         backbone_weights: See there.
         n_scales: Number of scales; every scale halves the image once more.
         n_windows: Number of windows along the shorter side of the image, 0 for none.
+        pooling: ``"mean"``, or ``"mean_std"`` for the standard deviation over the image beside the mean. Defaults to
+            ``"mean"``.
     """
 
     def __init__(
@@ -45,12 +67,15 @@ class DifferNetFeatures(nn.Module):
         backbone_weights: str | Path | None,
         n_scales: int,
         n_windows: int,
+        pooling: str = "mean",
     ) -> None:
         super().__init__()
         self.network = FrozenBackbone(backbone, layers, pre_trained, backbone_weights)
         self.n_scales = n_scales
         self.n_windows = n_windows
-        self.n_features = n_scales * sum(self.network.out_channels)
+        self.pooling = pooling
+        self.n_window_features = n_scales * sum(self.network.out_channels)
+        self.n_features = self.n_window_features * len(POOLINGS[pooling])
 
     def check_image_size(self, image_size: tuple[int, int]) -> None:
         """Make sure that images of a size leave something of themselves at the coarsest scale.
@@ -76,8 +101,9 @@ class DifferNetFeatures(nn.Module):
             with_windows: Whether windows are wished, if the model has any. Defaults to ``True``.
 
         Returns:
-            Pooled features of shape ``(B, D)``, and the same features of every window, shape ``(B, D, h, w)`` (with
-            ``h = w = 0`` where no windows are wished). ``D`` runs over scales, then layers, then channels.
+            Pooled features of shape ``(B, D)``, and the mean features of every window, shape ``(B, D', h, w)`` (with
+            ``h = w = 0`` where no windows are wished). Both run over scales, then layers, then channels, the pooled
+            ones with the statistics of a layer one after the other.
         """
         height, width = images.shape[-2:]
         cell = max(1, min(height, width) // self.n_windows) if self.n_windows and with_windows else 0
@@ -85,12 +111,12 @@ class DifferNetFeatures(nn.Module):
         pooled, windows = [], []
         for scale in range(self.n_scales):
             for feature_map in self.network(images):
-                pooled.append(feature_map.mean(dim=(2, 3)))
+                pooled += [POOL[statistic](feature_map) for statistic in POOLINGS[self.pooling]]
                 if cell:
                     windows.append(window_means(feature_map, grid))
             if scale + 1 < self.n_scales:
                 images = F.avg_pool2d(images, 2)
-        local = torch.cat(windows, dim=1) if cell else images.new_zeros(images.shape[0], self.n_features, 0, 0)
+        local = torch.cat(windows, dim=1) if cell else images.new_zeros(images.shape[0], self.n_window_features, 0, 0)
         return torch.cat(pooled, dim=1), local
 
 
@@ -112,42 +138,15 @@ def window_means(feature_map: torch.Tensor, grid: tuple[int, int]) -> torch.Tens
     return F.interpolate(feature_map, size=grid, mode="bilinear", align_corners=False, antialias=False)
 
 
-class Standardize(nn.Module):
-    """Shift and scale features to zero mean and unit variance over the training set; the identity until fitted.
-
-    Args:
-        n_features: Number of features D.
-    """
-
-    def __init__(self, n_features: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("std", torch.ones(n_features))
-        self.register_buffer("is_fitted", torch.tensor(data=False))
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
-        self.is_fitted: torch.Tensor
-
-    def fit(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Take mean and standard deviation, shape ``(D,)``; a feature that hardly varies is only shifted."""
-        floor = 1e-3 * std.mean()
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > floor, std, torch.ones_like(std)))
-        self.is_fitted.fill_(value=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return standardised features of the same shape ``(..., D)``."""
-        return (x - self.mean) / self.std
-
-
 class DifferNetModel(nn.Module):
     """DifferNet: the likelihood of an image's pooled features under a normalizing flow.
 
     The original (Rudolph, Wandt, Rosenhahn, WACV 2021): frozen features at three scales, global average pooling, a
     flow of eight affine coupling blocks, the anomaly score ``mean z^2`` over dimensions and transforms of the image.
     Ours: a second, small flow that sees the same features of every local window, for an anomaly map that can be
-    exported. The two flows share no parameter, and the image score is the original's. Also ours: features may be
-    standardised over the training set before they enter the flows (see :class:`Standardize`).
+    exported. The two flows share no parameter, and the image score is the original's unless ``image_score`` says
+    otherwise. Also ours: pooling by standard deviation beside the mean, and features scaled over the training set
+    before they enter the flows (see :class:`.scaling.FeatureScaling`).
 
     Args:
         backbone: Name of the frozen network, see :class:`anomalib_comet.backbones.FrozenBackbone`. Defaults to
@@ -165,8 +164,16 @@ class DifferNetModel(nn.Module):
             ``14``.
         local_coupling_blocks: Number of coupling blocks of the local flow. Defaults to ``4``.
         local_hidden_units: Width of the hidden layer of its subnets. Defaults to ``256``.
-        image_score: ``"global"`` for the original's score, ``"local"`` for the largest window score (ours, for defects
-            that are too small to show in pooled features). Defaults to ``"global"``.
+        image_score: ``"global"`` for the original's score; ``"local"`` for the mean of the largest window scores (ours,
+            for defects that are too small to show in pooled features); ``"both"`` for the geometric mean of the two,
+            which is free of their scales (ours). Defaults to ``"global"``.
+        local_share: Share of an image's windows, the most anomalous ones, whose mean is the local score; 0
+            takes the single largest. Defaults to ``0.0``.
+        pooling: ``"mean"`` as published, or ``"mean_std"`` (ours): the standard deviation over an image's places shows
+            a small defect that their mean does not. Defaults to ``"mean"``.
+        feature_scaling: ``"none"`` as published, ``"standardize"`` or ``"whiten"``, see
+            :class:`.scaling.FeatureScaling`. Defaults to ``"standardize"``.
+        identity_start: Whether the flows start as the identity. Defaults to ``False``.
         seed: Seed of the flows' permutations and initial weights. Defaults to ``0``.
 
     Raises:
@@ -189,13 +196,28 @@ class DifferNetModel(nn.Module):
         local_coupling_blocks: int = 4,
         local_hidden_units: int = 256,
         image_score: str = "global",
+        local_share: float = 0.0,
+        pooling: str = "mean",
+        feature_scaling: str = "standardize",
+        identity_start: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if image_score not in {"global", "local"} or (image_score == "local" and not n_windows):
-            msg = f"image_score must be 'global', or 'local' with n_windows > 0, got '{image_score}' and {n_windows}."
+        if image_score not in IMAGE_SCORES or (image_score != "global" and not n_windows):
+            msg = (
+                f"image_score must be one of {IMAGE_SCORES}, got '{image_score}' with n_windows={n_windows}; "
+                "'local' and 'both' need windows."
+            )
             raise ValueError(msg)
+        if not 0.0 <= local_share <= 1.0:
+            msg = f"local_share must be in [0, 1], got {local_share}."
+            raise ValueError(msg)
+        if pooling not in POOLINGS:
+            msg = f"pooling must be one of {tuple(POOLINGS)}, got '{pooling}'."
+            raise ValueError(msg)
+        scaling = check_scaling(feature_scaling)
         self.image_score = image_score
+        self.local_share = local_share
         if n_transforms not in TURNS:
             msg = f"n_transforms must be 1, 2 or 4 (quarter turns), got {n_transforms}."
             raise ValueError(msg)
@@ -210,19 +232,29 @@ class DifferNetModel(nn.Module):
             backbone_weights,
             n_scales,
             n_windows,
+            pooling,
         )
         n_features = self.features.n_features
-        self.standardize = Standardize(n_features)
-        self.flow = NormalizingFlow(n_features, coupling_blocks, hidden_units, n_hidden=2, clamp=clamp, seed=seed)
+        self.scaling = FeatureScaling(n_features, scaling)
+        self.flow = NormalizingFlow(
+            n_features,
+            coupling_blocks,
+            hidden_units,
+            n_hidden=2,
+            clamp=clamp,
+            identity_start=identity_start,
+            seed=seed,
+        )
         self.local_flow: NormalizingFlow | None = None
         if n_windows:
-            self.local_standardize = Standardize(n_features)
+            self.local_scaling = FeatureScaling(self.features.n_window_features, scaling)
             self.local_flow = NormalizingFlow(
-                n_features,
+                self.features.n_window_features,
                 local_coupling_blocks,
                 local_hidden_units,
                 n_hidden=1,
                 clamp=clamp,
+                identity_start=identity_start,
                 seed=seed + 1,
             )
             self.anomaly_map = AnomalyMapGenerator(sigma=max(1.0, min(image_size) / n_windows / 4))
@@ -250,23 +282,17 @@ class DifferNetModel(nn.Module):
         upright = [turn_back(windows, k) for windows, k in zip(window_turns, self.turns, strict=True)]
         return torch.stack(pooled_turns, dim=1), torch.stack(upright, dim=1)
 
-    @torch.no_grad()
-    def fit_standardization(self, batches: Iterable[tuple[torch.Tensor, ...]]) -> None:
-        """Set the features' means and standard deviations from batches of the training set.
+    def fit_scaling(self, pooled: torch.Tensor, windows: torch.Tensor | None, weights: torch.Tensor) -> None:
+        """Fit the scaling of features over the training set.
 
         Args:
-            batches: Pooled features of shape ``(B, T, D)`` and, with a local flow, windows of shape
-                ``(B, T, D, h, w)``.
+            pooled: Pooled features of shape ``(N, T, D)``.
+            windows: Features of some windows of every image, shape ``(N, V, D')``; ``None`` without a local flow.
+            weights: Confidence weight of every image, shape ``(N,)``.
         """
-        sums = [torch.zeros(3, self.features.n_features, dtype=torch.float64) for _ in range(2)]
-        for batch in batches:
-            for total, features in zip(sums, batch, strict=False):
-                vectors = features.movedim(2, -1).flatten(0, -2).float().cpu().double()
-                total.add_(torch.stack([torch.ones_like(vectors), vectors, vectors.square()]).sum(1))
-        targets = [self.standardize] + ([self.local_standardize] if self.local_flow is not None else [])
-        for target, (count, total, squares) in zip(targets, sums, strict=False):
-            mean = total / count
-            target.fit(mean.to(target.mean), (squares / count - mean**2).clamp(min=0.0).sqrt().to(target.std))
+        self.scaling.fit(pooled.flatten(0, 1), weights.repeat_interleave(pooled.shape[1]))
+        if windows is not None:
+            self.local_scaling.fit(windows.flatten(0, 1), weights.repeat_interleave(windows.shape[1]))
 
     def latents(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map pooled features through the flow.
@@ -277,7 +303,7 @@ class DifferNetModel(nn.Module):
         Returns:
             Latents ``z`` of shape ``(B, T, D)`` and log-determinants of shape ``(B, T)``.
         """
-        z, log_det = self.flow(self.standardize(pooled.flatten(0, 1)))
+        z, log_det = self.flow(self.scaling(pooled.flatten(0, 1)))
         return z.reshape(pooled.shape), log_det.reshape(pooled.shape[:2])
 
     def local_latents(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -296,7 +322,7 @@ class DifferNetModel(nn.Module):
             msg = "This model was built with n_windows=0 and has no local flow."
             raise RuntimeError(msg)
         vectors = windows.permute(0, 1, 3, 4, 2)
-        z, log_det = self.local_flow(self.local_standardize(vectors.flatten(0, 3)))
+        z, log_det = self.local_flow(self.local_scaling(vectors.flatten(0, 3)))
         return z.reshape(vectors.shape), log_det.reshape(vectors.shape[:-1])
 
     def window_scores(self, windows: torch.Tensor) -> torch.Tensor:
@@ -311,19 +337,24 @@ class DifferNetModel(nn.Module):
         return self.local_latents(windows)[0].square().mean(dim=(1, 4))
 
     def score(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return the anomaly score of every image, ``mean z^2`` over dimensions and transforms.
+        """Return the anomaly score of every image.
 
         Args:
-            features: Pooled features of shape ``(B, T, D)`` and, for the local score, windows of shape
-                ``(B, T, D, h, w)``.
+            features: Pooled features of shape ``(B, T, D)`` and, where the score looks at windows, these, of shape
+                ``(B, T, D', h, w)``.
 
         Returns:
-            Scores of shape ``(B,)``, positive and unbounded: of the pooled features (global; about 1 for images like
-            the training set's), or of the most anomalous window (local).
+            Scores of shape ``(B,)``, positive and unbounded; about 1 for images like the training set's (global).
         """
+        return self._image_score(features[0], None if self.image_score == "global" else self.window_scores(features[1]))
+
+    def _image_score(self, pooled: torch.Tensor, window_scores: torch.Tensor | None) -> torch.Tensor:
+        if self.image_score == "global" or window_scores is None:
+            return self.latents(pooled)[0].square().mean(dim=(1, 2))
+        local = mean_of_largest(window_scores.flatten(1), self.local_share)
         if self.image_score == "local":
-            return self.window_scores(features[1]).amax(dim=(1, 2))
-        return self.latents(features[0])[0].square().mean(dim=(1, 2))
+            return local
+        return (self.latents(pooled)[0].square().mean(dim=(1, 2)) * local).sqrt()
 
     def forward(self, images: torch.Tensor) -> InferenceBatch:
         """Score images; the same function at the end of training, in a checkpoint and exported.
@@ -339,6 +370,24 @@ class DifferNetModel(nn.Module):
         if self.local_flow is None:
             return InferenceBatch(pred_score=self.score((pooled,)))
         window_scores = self.window_scores(windows)
-        pred_score = window_scores.amax(dim=(1, 2)) if self.image_score == "local" else self.score((pooled,))
+        pred_score = self._image_score(pooled, window_scores)
         height, width = images.shape[-2:]
         return InferenceBatch(pred_score=pred_score, anomaly_map=self.anomaly_map(window_scores, (height, width)))
+
+
+def mean_of_largest(values: torch.Tensor, share: float) -> torch.Tensor:
+    """Return the mean of the largest values of each row.
+
+    Args:
+        values: Shape ``(B, P)``.
+        share: Share of a row's values, in [0, 1]; at least one value is taken.
+
+    Returns:
+        Tensor of shape ``(B,)``.
+
+    Example:
+        >>> mean_of_largest(torch.tensor([[1.0, 5.0, 3.0, 2.0]]), share=0.5)
+        tensor([4.])
+    """
+    count = max(1, round(share * values.shape[1]))
+    return values.amax(1) if count == 1 else values.topk(count, dim=1).values.mean(1)
