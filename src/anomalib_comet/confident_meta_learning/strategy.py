@@ -74,8 +74,8 @@ class ConfidentMetaLearning(_Detector):
     own, bit for bit.
 
     A detector of patches may also give ``patch_losses(inputs) -> (B, P)`` (their mean over P is the sample's loss),
-    ``patch_scores(batch) -> (B, Q)`` (their maximum is the sample's score) and ``select_patches(values, inputs)`` (those
-    P of Q values that belong to the patches of a step): then weights can be given per patch.
+    ``patch_scores(batch) -> (B, Q)`` (their maximum is the sample's score) and ``select_patches(values, inputs)``
+    (those P of Q values that belong to the patches of a step): then weights can be given per patch.
 
     Args:
         use_weights (bool): Whether confidence weights scale the losses of training images. Defaults to ``True``.
@@ -203,7 +203,10 @@ class ConfidentMetaLearning(_Detector):
                 "use --trainer.precision bf16-mixed or 32-true."
             )
             raise ValueError(msg)
-        if self.by_patch and getattr(getattr(self.trainer, "datamodule", None), "train_augmentations", None) is not None:
+        if (
+            self.by_patch
+            and getattr(getattr(self.trainer, "datamodule", None), "train_augmentations", None) is not None
+        ):
             msg = (
                 "A patch's confidence weight belongs to a place in the image, which training augmentations may move: "
                 "leave them out or use weight_level='image'."
@@ -263,7 +266,7 @@ class ConfidentMetaLearning(_Detector):
         return {"loss": loss}
 
     def _batch_weights(self, batch: Any, inputs: Any) -> torch.Tensor:
-        """Weights of what has a loss of its own: shape ``(B,)``, or ``(B, P)`` by patch (``(B, 1)`` before the first)."""
+        """Weights of what has a loss of its own: shape ``(B,)``, or ``(B, P)`` by patch (``(B, 1)`` at first)."""
         if not self.use_weights:
             return torch.ones(len(batch.image_path), device=self.device)
         if self.by_patch:
@@ -473,7 +476,7 @@ def _check_weight_level(detector: Any, weight_level: str, cross_fit_folds: int) 
         _require(not missing, f"{name} has no losses and scores of patches: weight_level must be 'image'.")
         _require(
             not cross_fit_folds,
-            "cross_fit_folds gives first weights to images, not patches: use weight_level='image' or cross_fit_folds=0.",
+            "cross_fit_folds gives weights to images, not patches: use weight_level='image' or cross_fit_folds=0.",
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from anomalib import LearningType
 from anomalib.pre_processing import PreProcessor
-from torchvision.transforms.v2 import Compose, Normalize, Resize
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_comet.backbones import FeatureCache, keep_checkpoint_weights
 
@@ -126,18 +126,20 @@ class FrozenFeatures(_Base):
         self._draws = int(checkpoint.get(DRAWS_KEY, 0))
 
 
-def resizing_pre_processor(image_size: tuple[int, int]) -> PreProcessor:
-    """Return a pre-processor: resize without antialiasing, then ImageNet normalisation.
+def resizing_pre_processor(image_size: tuple[int, int], center_crop: tuple[int, int] | None = None) -> PreProcessor:
+    """Return a pre-processor: resize without antialiasing, crop if wished, then ImageNet normalisation.
 
     anomalib exports a Resize without antialiasing whatever was used in training. We train without it too, so that an
     exported model gives the scores that it was evaluated with.
 
     Args:
         image_size: Height and width in pixels.
+        center_crop: Height and width in pixels of the part that is cut out of the middle. Defaults to ``None``, no
+            crop.
 
     Returns:
         The pre-processor.
     """
-    return PreProcessor(
-        transform=Compose([Resize(image_size, antialias=False), Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD)]),
-    )
+    crop = [] if center_crop is None else [CenterCrop(center_crop)]
+    normalize = Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return PreProcessor(transform=Compose([Resize(image_size, antialias=False), *crop, normalize]))

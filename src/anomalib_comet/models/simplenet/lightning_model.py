@@ -27,9 +27,8 @@ import torch
 from anomalib.metrics import Evaluator  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command line reads the types of arguments
-from anomalib.pre_processing import PreProcessor
+from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
-from torchvision.transforms.v2 import CenterCrop, Compose
 
 from anomalib_comet.models.frozen_features import FrozenFeatures, resizing_pre_processor
 from anomalib_comet.training_set import TrainingSet
@@ -352,8 +351,7 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         if center_crop[0] > height or center_crop[1] > width:
             msg = f"center_crop {tuple(center_crop)} must not be larger than image_size {(height, width)}."
             raise ValueError(msg)
-        resize, normalize = resizing_pre_processor((height, width)).transform.transforms
-        return PreProcessor(transform=Compose([resize, CenterCrop(tuple(center_crop)), normalize]))
+        return resizing_pre_processor((height, width), (center_crop[0], center_crop[1]))
 
     def _features(self, batch: Any) -> torch.Tensor:
         """Patch features of shape ``(B, h, w, D)``, remembered where an image always gives the same."""
