@@ -117,8 +117,7 @@ class PublishedAggregation(nn.Module):
 class AverageAggregation(nn.Module):
     """A light variant: the mean of every neighbourhood of every channel, layers one after another.
 
-    It keeps one value of a neighbourhood where the published aggregation keeps several, and touches a ninth of its
-    memory.
+    It keeps one value of a neighbourhood where the published aggregation keeps several, and never holds all nine.
 
     Args:
         channels: Number of channels of each layer's map. The number of features is their sum, which is 1536 as
