@@ -49,8 +49,8 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
     Args:
         backbone (str): Frozen network: a timm or torchvision name, or ``"gabor"`` for the built-in Gabor bank, which
             needs no download. Defaults to ``"wide_resnet50_2.tv_in1k"``, the original's.
-        layers (list[str] | None): Names of the network's modules whose outputs are the features, the finest first;
-            ``None`` takes the defaults of the backbone. Defaults to ``None``.
+        layers (list[str] | None): Names of the network's modules whose outputs are the features; patches lie on the grid
+            of the first. ``None`` takes the defaults of the backbone. Defaults to ``None``.
         pre_trained (bool): Whether to load the published weights of the backbone. Defaults to ``True``.
         backbone_weights (str | None): Path of a local state-dict file of the backbone, loaded strictly, for machines
             without a network. Defaults to ``None``.
@@ -68,7 +68,7 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
             published 0.015 where the features are the published ones (WideResNet-50-2, published aggregation, not
             standardised) and ``noise_scale`` elsewhere. Defaults to ``None``.
         noise_scale (float): Standard deviation of the noise relative to the spread of the features, which is measured
-            on the training set before training. Ours, for features other than the published. Defaults to ``0.25``.
+            on the training set before training. Ours, for features other than the published. Defaults to ``0.5``.
         margin (float): Truncation of the loss. Defaults to ``0.5``.
         train_patches (int | None): Number of patches an image and step on which is trained, drawn at random; ``None``
             for all, as published. Defaults to ``None``.
@@ -111,7 +111,7 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         feature_dim: int = 1536,
         hidden_units: int = 1024,
         noise_std: float | None = None,
-        noise_scale: float = 0.25,
+        noise_scale: float = 0.5,
         margin: float = 0.5,
         train_patches: int | None = None,
         standardize: bool = False,
