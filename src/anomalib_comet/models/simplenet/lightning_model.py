@@ -49,8 +49,8 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
     Args:
         backbone (str): Frozen network: a timm or torchvision name, or ``"gabor"`` for the built-in Gabor bank, which
             needs no download. Defaults to ``"wide_resnet50_2.tv_in1k"``, the original's.
-        layers (list[str] | None): Names of the network's modules whose outputs are the features; patches lie on the grid
-            of the first. ``None`` takes the defaults of the backbone. Defaults to ``None``.
+        layers (list[str] | None): Names of the network's modules whose outputs are the features; patches lie on the
+            grid of the first. ``None`` takes the defaults of the backbone. Defaults to ``None``.
         pre_trained (bool): Whether to load the published weights of the backbone. Defaults to ``True``.
         backbone_weights (str | None): Path of a local state-dict file of the backbone, loaded strictly, for machines
             without a network. Defaults to ``None``.
