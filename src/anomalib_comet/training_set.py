@@ -111,7 +111,12 @@ class TrainingSet:
             yield batch
 
     @torch.no_grad()
-    def scores(self, module: Any, indices: Sequence[int] | None = None) -> tuple[list[str], torch.Tensor]:
+    def scores(
+        self,
+        module: Any,
+        indices: Sequence[int] | None = None,
+        per_patch: bool = False,
+    ) -> tuple[list[str], torch.Tensor]:
         """Return the paths of the images and their anomaly scores in evaluation mode, shape ``(N,)``, on the CPU.
 
         Images are not decoded where the detector gives all scores from what it remembers of them
@@ -120,16 +125,20 @@ class TrainingSet:
         Args:
             module: The detector.
             indices: See :meth:`batches`. Defaults to ``None``.
+            per_patch: Whether scores of patches are wished, shape ``(N, P)``, by the detector's ``patch_scores`` and
+                ``remembered_patch_scores``. Defaults to ``False``.
         """
+        kind = "patch_scores" if per_patch else "sample_scores"
+        remembered_kind = "remembered_patch_scores" if per_patch else "remembered_scores"
         paths: list[str] = []
         scores: list[torch.Tensor] = []
         with evaluating(module), module.trainer.precision_plugin.forward_context():
-            known = self.paths(indices) if hasattr(module, "remembered_scores") else None
+            known = self.paths(indices) if hasattr(module, remembered_kind) else None
             if known is not None:
-                remembered = module.remembered_scores(known)
+                remembered = getattr(module, remembered_kind)(known)
                 if remembered is not None:
                     return known, remembered
             for batch in self.batches(indices):
                 paths += [str(path) for path in batch.image_path]
-                scores.append(module.sample_scores(batch).float().cpu())
+                scores.append(getattr(module, kind)(batch).float().cpu())
         return paths, torch.cat(scores)

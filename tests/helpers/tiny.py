@@ -3,7 +3,11 @@
 
 """Data and models small enough to train in seconds."""
 
+import warnings
+
+import torch
 from anomalib.engine import Engine
+from torch.utils.data import DataLoader
 
 from anomalib_comet.data import ContaminatedDataModule, ProceduralSurfaces
 
@@ -18,6 +22,14 @@ TINY = {
     "local_hidden_units": 16,
     "train_windows": 4,
     "train_rotations": "quarter",
+}
+
+TINY_SIMPLENET = {
+    "backbone": "gabor",
+    "layers": ["scale2", "scale3"],
+    "image_size": (64, 64),
+    "feature_dim": 32,
+    "hidden_units": 16,
 }
 
 
@@ -45,3 +57,32 @@ def engine(root, **kwargs):
     arguments = {"max_epochs": 3, "accelerator": "cpu", "devices": 1}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}
     return Engine(default_root_dir=root, **{**arguments, **quiet, **kwargs})
+
+
+def in_order(root):
+    """The same images in the same order in every epoch, for comparisons between runs."""
+    datamodule = surfaces(root)
+    datamodule.train_dataloader = lambda: DataLoader(
+        datamodule.train_data, batch_size=8, shuffle=False, collate_fn=datamodule.train_data.collate_fn
+    )
+    return datamodule
+
+
+def train(model, datamodule, root, **kwargs):
+    """Train a model and return its engine."""
+    torch.manual_seed(0)
+    trained_by = engine(root, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trained_by.fit(model, datamodule=datamodule)
+    return trained_by
+
+
+def trained(model):
+    """The trained parameters, by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def identical(first, second):
+    """Whether two dictionaries hold the same tensors."""
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)

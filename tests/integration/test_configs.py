@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib_comet authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Every file in ``configs/`` runs through anomalib's command line, on small data and with small flows."""
+"""Every file in ``configs/`` runs through anomalib's command line, on small data and with small networks."""
 
 from pathlib import Path
 
@@ -11,21 +11,27 @@ from anomalib.cli import AnomalibCLI
 
 from anomalib_comet import plugin
 from anomalib_comet.models.differnet import DifferNetModel
+from anomalib_comet.models.simplenet import SimpleNetModel
 from helpers.miniatures import write_image, write_mask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALLER = {
-    "backbone": "gabor",
-    "layers": "null",
-    "image_size": "[64,64]",
-    "n_scales": "1",
-    "coupling_blocks": "1",
-    "hidden_units": "8",
-    "n_windows": "2",
-    "local_hidden_units": "8",
-    "local_coupling_blocks": "1",
+    "DifferNet": {
+        "n_scales": "1",
+        "coupling_blocks": "1",
+        "hidden_units": "8",
+        "n_windows": "2",
+        "local_hidden_units": "8",
+        "local_coupling_blocks": "1",
+    },
+    "SimpleNet": {"feature_dim": "16", "hidden_units": "8"},
 }
 SURFACES = {"n_train": 10, "n_test_normal": 4, "n_test_anomalous": 6, "n_val_normal": 2, "n_val_anomalous": 2}
+
+
+def detector_of(config):
+    """The name of the base detector of a configuration."""
+    return config["model"]["class_path"].rpartition(".")[-1].removeprefix("CoMet")
 
 
 def tiles(root, types, train, test):
@@ -46,7 +52,8 @@ def test_configuration_trains_and_tests(path, tmp_path):
     data, prefix = config["data"], "data.init_args"
     if data["class_path"].endswith("ContaminatedDataModule"):
         data, prefix = data["init_args"]["datamodule"], f"{prefix}.datamodule.init_args"
-    overrides = {f"model.init_args.{name}": value for name, value in SMALLER.items()}
+    smaller = {"backbone": "gabor", "layers": "null", "image_size": "[64,64]", **SMALLER[detector_of(config)]}
+    overrides = {f"model.init_args.{name}": value for name, value in smaller.items()}
     kind = data["class_path"].rpartition(".")[-1]
     if kind == "ProceduralSurfaces":
         overrides |= {f"{prefix}.{name}": str(value) for name, value in {**SURFACES, "image_size": 64}.items()}
@@ -69,14 +76,15 @@ def test_configuration_trains_and_tests(path, tmp_path):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configured_backbone_and_layers_exist_at_the_configured_size(path):
-    arguments = yaml.safe_load(path.read_text())["model"]["init_args"]
-    model = DifferNetModel(
-        backbone=arguments["backbone"],
-        layers=arguments.get("layers"),
-        pre_trained=False,
-        image_size=tuple(arguments["image_size"]),
-        n_scales=arguments["n_scales"],
-        coupling_blocks=1,
-        hidden_units=1,
-    )
-    model.features.check_image_size(tuple(arguments["image_size"]))
+    config = yaml.safe_load(path.read_text())
+    arguments = config["model"]["init_args"]
+    size = tuple(arguments["image_size"])
+    common = {"backbone": arguments["backbone"], "layers": arguments.get("layers"), "hidden_units": 1}
+    if detector_of(config) == "DifferNet":
+        model = DifferNetModel(
+            **common, pre_trained=False, image_size=size, n_scales=arguments["n_scales"], coupling_blocks=1
+        )
+        model.features.check_image_size(size)
+    else:
+        model = SimpleNetModel(**common, pre_trained=False, aggregation=arguments["aggregation"])
+        model.network.map_sizes(size)

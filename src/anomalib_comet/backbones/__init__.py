@@ -10,5 +10,16 @@ Every model of this package builds its features here, with arguments of the same
 from .extractor import DEFAULT_LAYERS, FrozenBackbone, keep_checkpoint_weights
 from .feature_cache import FeatureCache
 from .gabor import GaborBank
+from .scaling import FeatureScaling, check_scaling, weighted_moments, whitening_matrix
 
-__all__ = ["DEFAULT_LAYERS", "FeatureCache", "FrozenBackbone", "GaborBank", "keep_checkpoint_weights"]
+__all__ = [
+    "DEFAULT_LAYERS",
+    "FeatureCache",
+    "FeatureScaling",
+    "FrozenBackbone",
+    "GaborBank",
+    "check_scaling",
+    "keep_checkpoint_weights",
+    "weighted_moments",
+    "whitening_matrix",
+]

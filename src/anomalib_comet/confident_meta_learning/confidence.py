@@ -33,7 +33,7 @@ def iqr_threshold(scores: torch.Tensor, kappa: float = 1.5) -> torch.Tensor:
     """
     _check_scores(scores)
     values = scores.detach().double()
-    q1, q3 = torch.quantile(values, 0.25), torch.quantile(values, 0.75)
+    q1, q3 = _quantile(values, 0.25), _quantile(values, 0.75)
     return (q3 + kappa * (q3 - q1)).to(scores.dtype)
 
 
@@ -114,7 +114,7 @@ def anchored_scores(scores: torch.Tensor, quantile: float = 0.005) -> torch.Tens
     """
     _check_scores(scores)
     scores = scores.detach()
-    shifted = scores - torch.quantile(scores.double(), quantile).to(scores.dtype)
+    shifted = scores - _quantile(scores.double(), quantile).to(scores.dtype)
     return shifted.clamp(min=max(1e-6 * float(shifted.max()), torch.finfo(scores.dtype).tiny))
 
 
@@ -130,6 +130,14 @@ def smoothed(previous: torch.Tensor, current: torch.Tensor, momentum: float) -> 
         Tensor of the same shape.
     """
     return momentum * previous + (1.0 - momentum) * current
+
+
+def _quantile(values: torch.Tensor, quantile: float) -> torch.Tensor:
+    """A quantile with linear interpolation; ``torch.quantile`` refuses more than 16 million values (patches)."""
+    position = quantile * (values.numel() - 1)
+    low = int(position)
+    ordered = values.sort().values
+    return torch.lerp(ordered[low], ordered[min(low + 1, values.numel() - 1)], position - low)
 
 
 def _check_scores(scores: torch.Tensor) -> None:

@@ -163,7 +163,8 @@ def meta_gradient(
         losses: The detector's per-sample losses as a function of the parameters.
         parameters: theta, tensors that require gradients.
         inputs: The batch, a tensor or a tuple, list or dict of tensors with the same first dimension.
-        weights: Confidence weights of the samples, shape ``(B,)``, ``B >= 4``.
+        weights: Confidence weights of the samples, shape ``(B,)``, ``B >= 4``; or of the patches of each, shape
+            ``(B, P)`` or ``(B, 1)``, where ``losses`` gives losses of shape ``(B, P)``.
         task_size: Wished number of images in a task.
         step_size: alpha, the inner learning rate.
         steps: Inner steps. Defaults to ``1``.
@@ -201,7 +202,8 @@ def meta_gradient(
         )
         values = list(adapted.values())
         sample_losses = losses(adapted, take(inputs, val))
-        loss = (weights[val] * sample_losses).sum() / n_samples
+        n_losses = n_samples * (sample_losses.numel() // len(sample_losses))  # a sample may have one a patch
+        loss = (weights[val] * sample_losses).sum() / n_losses
         weighted_loss = weighted_loss + loss.detach()
         with torch.no_grad():
             distances.append(squared_norm([a - b for a, b in zip(values, theta, strict=True)]).sqrt() / theta_norm)

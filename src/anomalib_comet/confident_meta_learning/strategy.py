@@ -32,6 +32,7 @@ from .confidence import anchored_scores
 from .cross_fit import cross_fitted_scores
 from .history import QUANTILES, TrainingHistory
 from .meta import SMALLEST_TASK, is_regularised, meta_gradient, split_tasks, squared_norm, surrogate
+from .patch_table import PatchConfidenceTable
 from .table import ConfidenceTable
 from .uncertainty import LossPairWindow, adaptive_l2, check_scale, model_uncertainty
 
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
         def sample_losses(self, inputs: Any) -> torch.Tensor: ...
         def sample_scores(self, batch: Any) -> torch.Tensor: ...
         def fit_statistics(self, training_set: TrainingSet, weights: Mapping[str, float] | None = None) -> None: ...
+        def patch_losses(self, inputs: Any) -> torch.Tensor: ...
+        def select_patches(self, values: torch.Tensor, inputs: Any) -> torch.Tensor: ...
 
 else:
     _Detector = object
@@ -59,6 +62,8 @@ CHECKPOINT_KEY = "confident_meta_learning"
 WEIGHTS_FILE = "confidence_weights.csv"
 HISTORY_FILE = "comet_history.csv"
 HISTORY_PICTURE = "comet_history.png"
+WEIGHT_LEVELS = ("image", "patch")
+PATCH_METHODS = ("patch_losses", "patch_scores", "select_patches")
 
 
 class ConfidentMetaLearning(_Detector):
@@ -69,8 +74,14 @@ class ConfidentMetaLearning(_Detector):
     features, noise; a tensor or a tuple, list or dict of tensors with the batch as first dimension),
     ``sample_losses(inputs) -> (B,)`` and ``sample_scores(batch) -> (B,)`` (larger for more anomalous). Scores are to
     start at zero; a detector whose scores do not says so by the class attribute ``scores_start_at_zero = False``, and
-    they are anchored at a low quantile of the training set. With all three switches off, training is the detector's
+    they are anchored at a low quantile of the training set. A detector with parts that are fitted in closed form may have
+    them fitted with the confidence weights, by a method ``fit_statistics(training_set, weights, indices)``; if they alone
+    give useful scores, it sets ``scores_before_training = True``. With all three switches off, training is the detector's
     own, bit for bit.
+
+    A detector of patches may also give ``patch_losses(inputs) -> (B, P)`` (their mean over P is the sample's loss),
+    ``patch_scores(batch) -> (B, Q)`` (their maximum is the sample's score) and ``select_patches(values, inputs)``
+    (those P of Q values that belong to the patches of a step): then weights can be given per patch.
 
     Args:
         use_weights (bool): Whether confidence weights scale the losses of training images. Defaults to ``True``.
@@ -81,6 +92,9 @@ class ConfidentMetaLearning(_Detector):
             ``1.5``.
         weight_power (float): Exponent p of the weights ``min(1, (t / a)^p)``; 1 is the paper's form. Defaults to
             ``1.0``.
+        weight_level (str): ``"image"`` for one weight an image; ``"patch"`` for one a patch, by the same rule over all
+            patches of the training set (ours), for detectors of patches. The list stays one of images. Defaults to
+            ``"image"``.
         warmup_epochs (int): Epochs before the first weights; until then every weight is 1. Defaults to ``2``.
         refresh_epochs (int): Epochs from one refresh of the weights to the next. Defaults to ``1``.
         weight_momentum (float): Share of the earlier weights at a refresh, in [0, 1). Defaults to ``0.5``.
@@ -114,6 +128,7 @@ class ConfidentMetaLearning(_Detector):
     """
 
     scores_start_at_zero: bool = True
+    scores_before_training: bool = False
 
     def __init__(
         self,
@@ -123,6 +138,7 @@ class ConfidentMetaLearning(_Detector):
         use_adaptive_l2: bool = True,
         kappa: float = 1.5,
         weight_power: float = 1.0,
+        weight_level: str = "image",
         warmup_epochs: int = 2,
         refresh_epochs: int = 1,
         weight_momentum: float = 0.5,
@@ -162,17 +178,19 @@ class ConfidentMetaLearning(_Detector):
         _require(0.0 < train_share < 1.0, f"train_share must be in (0, 1), got {train_share}.")
         _require(task_size >= SMALLEST_TASK, f"task_size must be at least {SMALLEST_TASK}, got {task_size}.")
         _require(cross_fit_folds == 0 or cross_fit_folds > 1, f"cross_fit_folds must be 0 or >= 2: {cross_fit_folds}.")
-        if cross_fit_folds and not cross_fit_epochs and not hasattr(self, "fit_statistics"):
-            msg = f"{type(self).__name__} fits nothing in closed form: cross_fit_epochs must be at least 1, got 0."
+        if cross_fit_folds and not cross_fit_epochs and not self.scores_before_training:
+            msg = f"{type(self).__name__} cannot score untrained: cross_fit_epochs must be at least 1, got 0."
             raise ValueError(msg)
         missing = [m for m in ("training_inputs", "sample_losses", "sample_scores") if not hasattr(self, m)]
         if missing:
             msg = f"{type(self).__name__} cannot be trained by CoMet: its detector lacks the methods {missing}."
             raise TypeError(msg)
+        _check_weight_level(self, weight_level, cross_fit_folds)
         super().__init__(**kwargs)
         self.use_weights = use_weights
         self.use_meta = use_meta
         self.use_adaptive_l2 = use_adaptive_l2
+        self.by_patch = use_weights and weight_level == "patch"
         self.warmup_epochs = warmup_epochs
         self.refresh_epochs = refresh_epochs
         self.cross_fit_folds = cross_fit_folds
@@ -188,6 +206,7 @@ class ConfidentMetaLearning(_Detector):
         self.gamma = gamma
         self.uncertainty_scale = check_scale(uncertainty_scale)
         self.confidence = ConfidenceTable(kappa, weight_power, weight_momentum)
+        self.patch_confidence = PatchConfidenceTable(kappa, weight_power, weight_momentum)
         self.loss_pairs = LossPairWindow(uncertainty_window)
         self.history = TrainingHistory()
         self._refreshed_at = -1
@@ -199,6 +218,15 @@ class ConfidentMetaLearning(_Detector):
             msg = (
                 "CoMet's inner steps take gradients outside the loss scaling of precision 16-mixed, where they vanish: "
                 "use --trainer.precision bf16-mixed or 32-true."
+            )
+            raise ValueError(msg)
+        if (
+            self.by_patch
+            and getattr(getattr(self.trainer, "datamodule", None), "train_augmentations", None) is not None
+        ):
+            msg = (
+                "A patch's confidence weight belongs to a place in the image, which training augmentations may move: "
+                "leave them out or use weight_level='image'."
             )
             raise ValueError(msg)
         super().on_train_start()
@@ -242,6 +270,7 @@ class ConfidentMetaLearning(_Detector):
             len(self.confidence.weights),
         )
         self.confidence.forget()
+        self.patch_confidence.forget()
         self.loss_pairs.restore([])
         self.history.forget()
 
@@ -259,20 +288,24 @@ class ConfidentMetaLearning(_Detector):
         if not (self.use_weights or self.use_meta or self.use_adaptive_l2):
             return super().training_step(batch, *args, **kwargs)
         inputs = self.training_inputs(batch)
-        weights = self._batch_weights(batch)
+        weights = self._batch_weights(batch, inputs)
         strength = self._regulariser_strength()
         loss = self._meta_loss(inputs, weights, strength) if self.use_meta else self._loss(inputs, weights, strength)
         self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=len(weights))
         return {"loss": loss}
 
-    def _batch_weights(self, batch: Any) -> torch.Tensor:
+    def _batch_weights(self, batch: Any, inputs: Any) -> torch.Tensor:
+        """Weights of what has a loss of its own: shape ``(B,)``, or ``(B, P)`` by patch (``(B, 1)`` at first)."""
         if not self.use_weights:
             return torch.ones(len(batch.image_path), device=self.device)
+        if self.by_patch:
+            weights = self.patch_confidence.lookup(batch.image_path).to(self.device)
+            return weights if weights.shape[1] == 1 else self.select_patches(weights, inputs)
         return self.confidence.lookup(batch.image_path).to(self.device)
 
     def _loss(self, inputs: Any, weights: torch.Tensor, strength: float) -> torch.Tensor:
         """Soft confident loss without meta-learning: mean_i w_i L_AD(x_i | theta) + lambda ||theta||^2."""
-        sample_losses = self.sample_losses(inputs)
+        sample_losses = self.weighted_losses(inputs)
         loss = (weights * sample_losses).mean()
         self._log_losses(sample_losses.detach().mean(), loss.detach())
         if not self.use_adaptive_l2:
@@ -319,6 +352,10 @@ class ConfidentMetaLearning(_Detector):
     # ------------------------------------------------------------------------------------- parameters and losses
     def _trainable(self) -> dict[str, torch.Tensor]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def weighted_losses(self, inputs: Any) -> torch.Tensor:
+        """Return the un-weighted losses of what is going to be weighted, shape ``(B,)``, or ``(B, P)`` by patch."""
+        return self.patch_losses(inputs) if self.by_patch else self.sample_losses(inputs)
 
     def _functional_losses(self) -> Callable[[Mapping[str, torch.Tensor], Any], torch.Tensor]:
         """Return the detector's sample losses as a function of its parameters.
@@ -410,7 +447,10 @@ class ConfidentMetaLearning(_Detector):
             log (bool): Whether threshold and quantiles go to the loggers, which Lightning allows within its loop only.
                 Defaults to ``True``.
         """
-        paths, scores = TrainingSet(self).scores(self)
+        paths, scores = TrainingSet(self).scores(self, per_patch=self.by_patch)
+        if self.by_patch:
+            self.patch_confidence.refresh(paths, scores, self.scores_start_at_zero)
+            scores = scores.amax(dim=1)
         self.confidence.refresh(paths, self.anchor(scores))
         self._refreshed_at = self.global_step
         if self.trainer.is_global_zero:
@@ -456,6 +496,8 @@ class ConfidentMetaLearning(_Detector):
             "loss_pairs": self.loss_pairs.state(),
             "history": self.history.state(),
         }
+        if self.by_patch:
+            checkpoint[CHECKPOINT_KEY]["patch_confidence"] = self.patch_confidence.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the confidence table and the window of task losses from a checkpoint.
@@ -469,22 +511,36 @@ class ConfidentMetaLearning(_Detector):
             self.confidence.restore(state["confidence"])
             self.loss_pairs.restore(state["loss_pairs"])
             self.history.restore(state.get("history", []))
+            if self.by_patch and "patch_confidence" in state:
+                self.patch_confidence.restore(state["patch_confidence"])
 
 
 class _SampleLosses(nn.Module):
-    """A module whose forward is a detector's ``sample_losses``, for ``functional_call``."""
+    """A module whose forward is a detector's losses, for ``functional_call``."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
         self.detector = detector
 
     def forward(self, inputs: Any) -> torch.Tensor:
-        return self.detector.sample_losses(inputs)
+        return self.detector.weighted_losses(inputs)
 
 
 def _require(condition: bool, msg: str) -> None:
     if not condition:
         raise ValueError(msg)
+
+
+def _check_weight_level(detector: Any, weight_level: str, cross_fit_folds: int) -> None:
+    _require(weight_level in WEIGHT_LEVELS, f"weight_level must be one of {WEIGHT_LEVELS}, got '{weight_level}'.")
+    if weight_level == "patch":
+        missing = [m for m in PATCH_METHODS if not hasattr(detector, m)]
+        name = type(detector).__name__
+        _require(not missing, f"{name} has no losses and scores of patches: weight_level must be 'image'.")
+        _require(
+            not cross_fit_folds,
+            "cross_fit_folds gives weights to images, not patches: use weight_level='image' or cross_fit_folds=0.",
+        )
 
 
 def _check_ranges(at_least_zero: dict[str, float], above_zero: dict[str, float]) -> None:

@@ -4,6 +4,8 @@
 """Detectors for uncurated training data, native to anomalib."""
 
 from .comet_differnet import CoMetDifferNet
+from .comet_simplenet import CoMetSimpleNet
 from .differnet import DifferNet
+from .simplenet import SimpleNet
 
-__all__ = ["CoMetDifferNet", "DifferNet"]
+__all__ = ["CoMetDifferNet", "CoMetSimpleNet", "DifferNet", "SimpleNet"]

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from anomalib import LearningType
 from anomalib.pre_processing import PreProcessor
-from torchvision.transforms.v2 import Compose, Normalize, Resize
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_comet.backbones import FeatureCache, keep_checkpoint_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from anomalib.models.components import AnomalibModule
     from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+    from anomalib_comet.training_set import TrainingSet
 
     _Base = AnomalibModule
 else:
@@ -27,6 +30,12 @@ else:
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 DRAWS_KEY = "frozen_features_draws"
+
+SCORE_BATCH = 32
+"""Images whose remembered features are taken at a time: maps of features take memory."""
+
+STATISTICS_VECTORS = 50_000
+"""About as many local features of the whole training set are used to fit statistics over them."""
 
 
 class FrozenFeatures(_Base):
@@ -62,6 +71,34 @@ class FrozenFeatures(_Base):
         """Return a generator on the CPU, seeded by the number of draws so far, which is part of a checkpoint."""
         self._draws += 1
         return torch.Generator().manual_seed((self.seed * 1_000_003 + self._draws) * 1_009 + self.global_rank)
+
+    def batch_features(self, batch: Any) -> tuple[torch.Tensor, ...]:
+        """Return the frozen features of a pre-processed batch, remembered where :attr:`may_remember` allows it.
+
+        Args:
+            batch (ImageBatch): Batch, pre-processed.
+        """
+        raise NotImplementedError
+
+    def features_of(
+        self,
+        training_set: TrainingSet,
+        indices: Sequence[int] | None = None,
+    ) -> Iterator[tuple[list[str], tuple[torch.Tensor, ...]]]:
+        """Yield paths and features of training images; images are not decoded where all features are remembered.
+
+        Args:
+            training_set (TrainingSet): The training images.
+            indices (Sequence[int] | None): Their positions; ``None`` for all. Defaults to ``None``.
+        """
+        known = training_set.paths(indices) if self.may_remember else None
+        if known and self._cache.holds(known):
+            for start in range(0, len(known), SCORE_BATCH):
+                part = known[start : start + SCORE_BATCH]
+                yield part, self._cache.stacked(part, self.device)
+            return
+        for batch in training_set.batches(indices):
+            yield [str(path) for path in batch.image_path], self.batch_features(batch)
 
     def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Return predictions for a batch.
@@ -126,18 +163,30 @@ class FrozenFeatures(_Base):
         self._draws = int(checkpoint.get(DRAWS_KEY, 0))
 
 
-def resizing_pre_processor(image_size: tuple[int, int]) -> PreProcessor:
-    """Return a pre-processor: resize without antialiasing, then ImageNet normalisation.
+def vectors_per_image(n_images: int) -> int:
+    """Return how many local features of each image to use for statistics over :data:`STATISTICS_VECTORS` of them."""
+    return max(1, STATISTICS_VECTORS // max(1, n_images))
+
+
+def every_nth(vectors: torch.Tensor, count: int) -> torch.Tensor:
+    """Return about ``count`` evenly spaced ones of P vectors, shape ``(B, P, D)``; all where there are no more."""
+    return vectors[:, :: max(1, vectors.shape[1] // count)]
+
+
+def resizing_pre_processor(image_size: tuple[int, int], center_crop: tuple[int, int] | None = None) -> PreProcessor:
+    """Return a pre-processor: resize without antialiasing, crop if wished, then ImageNet normalisation.
 
     anomalib exports a Resize without antialiasing whatever was used in training. We train without it too, so that an
     exported model gives the scores that it was evaluated with.
 
     Args:
         image_size: Height and width in pixels.
+        center_crop: Height and width in pixels of the part that is cut out of the middle. Defaults to ``None``, no
+            crop.
 
     Returns:
         The pre-processor.
     """
-    return PreProcessor(
-        transform=Compose([Resize(image_size, antialias=False), Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD)]),
-    )
+    crop = [] if center_crop is None else [CenterCrop(center_crop)]
+    normalize = Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return PreProcessor(transform=Compose([Resize(image_size, antialias=False), *crop, normalize]))

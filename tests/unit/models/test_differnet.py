@@ -11,12 +11,11 @@ from FrEIA.modules import GLOWCouplingBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_comet.backbones import FeatureCache
+from anomalib_comet.backbones import FeatureCache, FeatureScaling
 from anomalib_comet.models.differnet.anomaly_map import turn, turn_back
 from anomalib_comet.models.differnet.augmentation import random_rotations
 from anomalib_comet.models.differnet.flow import NormalizingFlow
 from anomalib_comet.models.differnet.loss import DifferNetLoss
-from anomalib_comet.models.differnet.scaling import FeatureScaling
 from anomalib_comet.models.differnet.torch_model import (
     DifferNetModel,
     mean_of_largest,

@@ -30,7 +30,13 @@ from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command
 from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
-from anomalib_comet.models.frozen_features import FrozenFeatures, resizing_pre_processor
+from anomalib_comet.models.frozen_features import (
+    SCORE_BATCH,
+    FrozenFeatures,
+    every_nth,
+    resizing_pre_processor,
+    vectors_per_image,
+)
 from anomalib_comet.training_set import TrainingSet
 
 from .augmentation import check_rotations, random_rotations
@@ -38,15 +44,9 @@ from .loss import DifferNetLoss
 from .torch_model import DifferNetModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from lightning.pytorch.utilities.types import STEP_OUTPUT
-
-SCORE_BATCH = 32
-"""Images that are scored at a time from remembered features: windows take memory."""
-
-STATISTICS_WINDOWS = 256
-"""Windows of an image, over all its turns, from which the local scaling is fitted."""
 
 
 class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as AnomalibModule's own bases
@@ -111,6 +111,7 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
 
     model: DifferNetModel
     loss: DifferNetLoss
+    scores_before_training = True  # under CoMet: distances in scaled features
 
     def __init__(
         self,
@@ -197,7 +198,7 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         if self.train_rotations == "random":
             features = self._rotated_features(batch.image, generator)
         else:
-            features = self._upright_features(batch)
+            features = self.batch_features(batch)
         return self._sample_windows(features, generator)
 
     def sample_losses(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -217,7 +218,7 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
     def sample_scores(self, batch: Any) -> torch.Tensor:
         """Return the anomaly score ``mean z^2`` of every image of a pre-processed batch, shape ``(B,)``."""
         if self.may_remember:
-            return self.model.score(self._upright_features(batch))
+            return self.model.score(self.batch_features(batch))
         with_windows = self.model.image_score != "global"
         return self.model.score(self.model.turned_features(batch.image, with_windows=with_windows))
 
@@ -302,34 +303,18 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         """
         if self.model.scaling.scaling == "none":
             return
+        count = vectors_per_image(len(training_set))
         pooled, windows, image_weights = [], [], []
-        for paths, features in self._features_of(training_set, indices):
+        for paths, features in self.features_of(training_set, indices):
             image_weights += [1.0 if weights is None else weights.get(path, 1.0) for path in paths]
             pooled.append(features[0].cpu())
             if len(features) > 1:
-                vectors = features[1].movedim(2, -1).flatten(1, 3)
-                stride = max(1, vectors.shape[1] // STATISTICS_WINDOWS)
-                windows.append(vectors[:, ::stride].cpu())
+                windows.append(every_nth(features[1].movedim(2, -1).flatten(1, 3), count).cpu())
         self.model.fit_scaling(
             torch.cat(pooled),
             torch.cat(windows) if windows else None,
             torch.tensor(image_weights),
         )
-
-    def _features_of(
-        self,
-        training_set: TrainingSet,
-        indices: Sequence[int] | None,
-    ) -> Iterator[tuple[list[str], tuple[torch.Tensor, ...]]]:
-        """Yield paths and upright features of training images, without decoding images that are remembered."""
-        known = training_set.paths(indices) if self.may_remember else None
-        if known and self._cache.holds(known):
-            for start in range(0, len(known), SCORE_BATCH):
-                part = known[start : start + SCORE_BATCH]
-                yield part, self._cache.stacked(part, self.device)
-            return
-        for batch in training_set.batches(indices):
-            yield [str(path) for path in batch.image_path], self._upright_features(batch)
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
@@ -351,8 +336,16 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         """Whether an image always gives the same features: with quarter turns and without training augmentations."""
         return self.train_rotations == "quarter" and super().may_remember
 
-    def _upright_features(self, batch: Any) -> tuple[torch.Tensor, ...]:
-        """Features over the quarter turns of the score, remembered where an image always gives the same."""
+    def batch_features(self, batch: Any) -> tuple[torch.Tensor, ...]:
+        """Return features over the quarter turns of the score, remembered where an image always gives the same.
+
+        Args:
+            batch (ImageBatch): Batch, pre-processed.
+
+        Returns:
+            tuple[torch.Tensor, ...]: Pooled features of shape ``(B, T, D)`` and, with an anomaly map, windows of shape
+                ``(B, T, D', h, w)``.
+        """
         return self._cache.get(
             batch.image_path if self.may_remember else None,
             batch.image,

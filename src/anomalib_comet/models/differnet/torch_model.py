@@ -12,11 +12,10 @@ from anomalib.data import InferenceBatch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_comet.backbones import FrozenBackbone
+from anomalib_comet.backbones import FeatureScaling, FrozenBackbone, check_scaling
 
 from .anomaly_map import AnomalyMapGenerator, turn, turn_back
 from .flow import NormalizingFlow
-from .scaling import FeatureScaling, check_scaling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,7 +145,7 @@ class DifferNetModel(nn.Module):
     Ours: a second, small flow that sees the same features of every local window, for an anomaly map that can be
     exported. The two flows share no parameter, and the image score is the original's unless ``image_score`` says
     otherwise. Also ours: pooling by standard deviation beside the mean, and features scaled over the training set
-    before they enter the flows (see :class:`.scaling.FeatureScaling`).
+    before they enter the flows (see :class:`anomalib_comet.backbones.FeatureScaling`).
 
     Args:
         backbone: Name of the frozen network, see :class:`anomalib_comet.backbones.FrozenBackbone`. Defaults to
@@ -172,7 +171,7 @@ class DifferNetModel(nn.Module):
         pooling: ``"mean"`` as published, or ``"mean_std"`` (ours): the standard deviation over an image's places shows
             a small defect that their mean does not. Defaults to ``"mean"``.
         feature_scaling: ``"none"`` as published, ``"standardize"`` or ``"whiten"``, see
-            :class:`.scaling.FeatureScaling`. Defaults to ``"standardize"``.
+            :class:`anomalib_comet.backbones.FeatureScaling`. Defaults to ``"standardize"``.
         identity_start: Whether the flows start as the identity. Defaults to ``False``.
         seed: Seed of the flows' permutations and initial weights. Defaults to ``0``.
 

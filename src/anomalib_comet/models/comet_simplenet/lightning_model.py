@@ -1,0 +1,31 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""CoMetSimpleNet: SimpleNet under the strategy of Confident Meta-Learning."""
+
+from typing import Any
+
+from anomalib.models.components import AnomalibModule
+
+from anomalib_comet.confident_meta_learning import ConfidentMetaLearning
+from anomalib_comet.models.simplenet import SimpleNet
+
+
+# AnomalibModule is named again because anomalib's list_models() and get_model() see direct subclasses only.
+class CoMetSimpleNet(ConfidentMetaLearning, SimpleNet, AnomalibModule):  # type: ignore[misc]
+    """SimpleNet trained by Confident Meta-Learning, for training sets that hold some unlabelled defects.
+
+    Adaptor and discriminator are meta-trained. See
+    :class:`anomalib_comet.confident_meta_learning.ConfidentMetaLearning` and
+    :class:`anomalib_comet.models.simplenet.SimpleNet`, whose arguments it takes.
+
+    Args:
+        **kwargs: Arguments of the strategy and of the detector.
+    """
+
+    scores_start_at_zero = False  # a discriminator's output has no natural zero
+
+    # Of its own, although it adds nothing: the command line reads a parent's explanations of arguments only through
+    # the signature of a child.
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
