@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import Callback
 from torch import nn
 from torch.func import functional_call
 
@@ -99,6 +100,8 @@ class ConfidentMetaLearning(_Detector):
             to ``"correlation"``.
         uncertainty_window (int): Number of task pairs (L_train, L_val) from which Sigma is taken, at least 3. Defaults
             to ``32``.
+        audit (bool): Whether the page and list of training images are written beside the run when training ends.
+            Defaults to ``True``.
         **kwargs: Arguments of the detector.
 
     Raises:
@@ -131,6 +134,7 @@ class ConfidentMetaLearning(_Detector):
         gamma: float = 0.5,
         uncertainty_scale: str = "correlation",
         uncertainty_window: int = 32,
+        audit: bool = True,
         **kwargs: Any,
     ) -> None:
         _check_ranges(
@@ -174,9 +178,31 @@ class ConfidentMetaLearning(_Detector):
         self.lambda0 = lambda0
         self.gamma = gamma
         self.uncertainty_scale = check_scale(uncertainty_scale)
+        self.audit = audit
         self.confidence = ConfidenceTable(kappa, weight_power, weight_momentum)
         self.loss_pairs = LossPairWindow(uncertainty_window)
         self._refreshed_at = -1
+
+    # ------------------------------------------------------------------------------------------------- the audit
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the detector's callbacks, and the one that writes the audit of the training set."""
+        found = super().configure_callbacks()
+        callbacks = [found] if isinstance(found, Callback) else list(found)
+        if self.audit:
+            from anomalib_comet.audit import AuditReport  # noqa: PLC0415  # it imports this package
+
+            # One that the user configured stays: a callback of the model would replace it.
+            if not any(isinstance(callback, AuditReport) for callback in getattr(self._trainer, "callbacks", [])):
+                callbacks.append(AuditReport())
+        return callbacks
+
+    def training_frame(self) -> pd.DataFrame | None:
+        """Return what training learnt about its images, or ``None`` before the first scores.
+
+        Returns:
+            pd.DataFrame | None: Columns ``image_path``, ``anomaly_score`` and ``confidence_weight``.
+        """
+        return self.confidence.frame() if self.confidence.scores else None
 
     # ----------------------------------------------------------------------------------------------- training
     def on_train_start(self) -> None:
