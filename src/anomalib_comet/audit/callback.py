@@ -101,7 +101,7 @@ class AuditReport(Callback):
 
 
 def run_title(folder: Path) -> str:
-    """Return the name of a run from its folder ``<root>/<Model>/<data>/<category>/vN``.
+    """Return the name of a run from its folder ``results/<Model>/<data>/<category>/vN``; not all data have categories.
 
     Args:
         folder: Folder of the run.

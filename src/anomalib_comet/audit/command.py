@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
 CONFIG_NAME = "config.yaml"
-RUN_LAYOUT = "<root>/<Model>/<data>/<category>/vN/weights/lightning/model.ckpt"
+RUN_LAYOUT = "results/<Model>/<data>/<category>/vN/weights/lightning/model.ckpt"
 
 DESCRIPTION = """\
 List the suspicious images of a training set: writes audit.csv and audit.html.
@@ -282,11 +282,10 @@ def _model_class(
         return _class_of(configured, f"model in {config_path}")
     parts = checkpoint.resolve().parts
     known = _models()
-    # From the layout of a run's folder first, where the model stands five folders above `weights/lightning/FILE`.
-    for part in [*parts[-7:-6], *reversed(parts)]:
+    for part in reversed(parts):
         if part in known:
             return known[part]
-    msg = f"Which model {checkpoint} belongs to is not known: it is no {RUN_LAYOUT}; name the class by --model."
+    msg = f"Which model wrote {checkpoint} is not known, its path is not like {RUN_LAYOUT}: name the class by --model."
     raise AuditError(msg)
 
 

@@ -246,7 +246,7 @@
   // ------------------------------------------------------------------------------------------------ selection
   function showSelection() {
     const hidden = state.selected.size - shown.reduce((sum, image) => sum + state.selected.has(image.id), 0);
-    $("selected").textContent = state.selected.size ? `${count(state.selected.size, "image")} selected${hidden > 0 ? `, ${hidden.toLocaleString("en")} of them not shown now` : ""}` : "Nothing is selected yet: click on images.";
+    $("selected").textContent = state.selected.size ? `${count(state.selected.size, "image")} selected${hidden > 0 ? ` (${hidden.toLocaleString("en")} not shown)` : ""}` : "Nothing selected";
     for (const id of ["save-text", "save-csv", "copy", "clear"]) $(id).disabled = !state.selected.size;
     remark();
     remember();
