@@ -137,6 +137,26 @@ def test_images_that_training_did_not_see_are_all_scored_by_the_model(run, tmp_p
     assert result.table["anomaly_score"].notna().all()
 
 
+def test_without_maps_the_model_is_asked_only_where_it_has_to_be(run, padim, tmp_path):
+    model, datamodule, folder = run
+    asked = []
+
+    def count(module, _args):
+        asked.append(module)
+
+    with model.model.register_forward_pre_hook(count):
+        known = audit_model(model, datamodule.train_data.samples["image_path"], tmp_path, maps=False)
+    assert asked == []
+    assert known.table["anomaly_score"].tolist() == pytest.approx(read(folder)["anomaly_score"].tolist())
+    assert '"limits":null' in known.page_path.read_text(encoding="utf-8")
+    stock, images, _, report = padim
+    scored = audit_model(stock, images.train_data.samples["image_path"], tmp_path, maps=False)
+    assert scored.table["anomaly_score"].tolist() == pytest.approx(
+        report.result.table["anomaly_score"].tolist(), rel=1e-4
+    )
+    assert '"limits":null' in scored.page_path.read_text(encoding="utf-8")
+
+
 def test_models_are_left_in_their_mode_and_wrong_ones_are_refused(run, tmp_path):
     model, datamodule, _ = run
     paths = datamodule.train_data.samples["image_path"].tolist()[:3]

@@ -32,6 +32,8 @@ class AuditReport(Callback):
             to ``None``.
         thumbnail_size (int): Longest side of a thumbnail in pixels, 32 to 512. Defaults to ``144``.
         batch_size (int): Images in one pass through the model. Defaults to ``16``.
+        maps (bool): Whether the page has heat maps, which take a pass of all images through the model even where scores
+            are known. Defaults to ``True``.
 
     Attributes:
         result: The latest :class:`.report.Audit`, or ``None``.
@@ -51,6 +53,7 @@ class AuditReport(Callback):
         limit: int | None = None,
         thumbnail_size: int = 144,
         batch_size: int = 16,
+        maps: bool = True,
     ) -> None:
         check_settings(limit, thumbnail_size)
         if batch_size < 1:
@@ -61,6 +64,7 @@ class AuditReport(Callback):
         self.limit = limit
         self.thumbnail_size = thumbnail_size
         self.batch_size = batch_size
+        self.maps = maps
         self.result: Audit | None = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,16 +91,19 @@ class AuditReport(Callback):
 
     def _audit(self, trainer: Trainer, model: Any) -> Audit:
         root = Path(trainer.default_root_dir)
+        images = _training_images(trainer, model)
+        logger.info("Auditing %d training images.", len(images))
         with trainer.precision_plugin.forward_context():
             return audit_model(
                 model,
-                _training_images(trainer, model),
+                images,
                 self.output or root,
                 truth=getattr(getattr(trainer, "datamodule", None), "contamination", None),
                 title=run_title(root),
                 limit=self.limit,
                 thumbnail_size=self.thumbnail_size,
                 batch_size=self.batch_size,
+                maps=self.maps,
             )
 
 

@@ -91,6 +91,12 @@ def parser() -> ArgumentParser:
     arguments.add_argument("--thumbnail_size", type=int, default=144, help="Longest side of a thumbnail, in pixels.")
     arguments.add_argument("--batch_size", type=int, default=16, help="Images in one pass through the model.")
     arguments.add_argument(
+        "--maps",
+        type=bool,
+        default=True,
+        help="Whether the page has heat maps, which take a pass through the model even where scores are known.",
+    )
+    arguments.add_argument(
         "--device", type=str, default="auto", help="Device of the model: cpu, cuda, cuda:1, xpu, mps; auto chooses."
     )
     return arguments
@@ -158,6 +164,7 @@ def _run(args: Sequence[str], console: Console) -> Audit:
                 limit=options.limit,
                 thumbnail_size=options.thumbnail_size,
                 batch_size=options.batch_size,
+                maps=options.maps,
                 advance=lambda done: progress.advance(task, done),
             )
         except (ValueError, TypeError, OSError) as error:

@@ -127,6 +127,7 @@ def audit_model(
     limit: int | None = None,
     thumbnail_size: int = 144,
     batch_size: int = 16,
+    maps: bool = True,
     advance: Callable[[int], Any] | None = None,
 ) -> Audit:
     """Write table and page of the images that a model was trained on.
@@ -145,6 +146,8 @@ def audit_model(
             to ``None``.
         thumbnail_size (int): Longest side of a thumbnail in pixels. Defaults to ``144``.
         batch_size (int): Images in one pass through the model. Defaults to ``16``.
+        maps (bool): Whether the page has heat maps, which take a pass of all images through the model even where scores
+            are known. Defaults to ``True``.
         advance (Callable[[int], Any] | None): Called with the number of images done since the last call, for a progress
             bar. Defaults to ``None``.
 
@@ -160,13 +163,18 @@ def audit_model(
     if not paths:
         msg = "There are no images to audit."
         raise ValueError(msg)
+    # Without maps, the model is needed only where the scores are to come from it.
+    judge = model if maps or _learnt(model, paths)[0] is None else None
     looks = dict(
         zip(
             paths,
-            look_at(paths, model, thumbnail_size=thumbnail_size, batch_size=batch_size, advance=advance),
+            look_at(paths, judge, thumbnail_size=thumbnail_size, batch_size=batch_size, advance=advance),
             strict=True,
         )
     )
+    if not maps:
+        for look in looks.values():
+            look.heat = None
     readable = [path for path in paths if not looks[path].problem]
     if not readable:
         path = paths[0]
