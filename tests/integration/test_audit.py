@@ -293,3 +293,41 @@ def test_help_and_interruption(padim, capsys, monkeypatch):
     monkeypatch.setattr("anomalib_comet.audit.command.audit_model", interrupt)
     assert main(["--ckpt_path", str(ckpt), "--images", str(datamodule.root)]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_from_the_command_line_from_training_to_audit(tmp_path, capsys):
+    """The callback in YAML, and the configuration as anomalib leaves it beside the run."""
+    arguments = {"n_train": 16, "n_test_normal": 6, "n_test_anomalous": 12, "n_val_normal": 4, "n_val_anomalous": 4}
+    surface = {"root": str(tmp_path / "data"), "image_size": 72, "num_workers": 0, "train_batch_size": 8, **arguments}
+    config = {
+        "model": {"class_path": "anomalib_comet.models.DifferNet", "init_args": {**TINY, "image_size": [64, 64]}},
+        "data": {
+            "class_path": "ContaminatedDataModule",
+            "init_args": {"ratio": 0.25, "datamodule": {"class_path": "ProceduralSurfaces", "init_args": surface}},
+        },
+        "trainer": {
+            "max_epochs": 1,
+            "accelerator": "cpu",
+            "devices": 1,
+            "callbacks": [
+                {"class_path": "anomalib_comet.audit.AuditReport", "init_args": {"thumbnail_size": 64, "limit": 10}}
+            ],
+        },
+        "default_root_dir": str(tmp_path / "results"),
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    console_script(["fit", "--config", str(tmp_path / "run.yaml")])
+    (page,) = {path.resolve() for path in (tmp_path / "results").rglob("audit.html")}
+    folder = page.parent
+    by_callback = read(folder)
+    assert '"leftOut":10' in page.read_text(encoding="utf-8")
+    page.unlink()
+    capsys.readouterr()
+    assert (folder / "config.yaml").is_file()
+    assert main(["--ckpt_path", str(checkpoint(folder))]) == 0
+    said = capsys.readouterr().out
+    assert "4 of 20 images were injected" in said
+    assert "model's own predictions" in said
+    assert read(folder)["image_path"].tolist() == by_callback["image_path"].tolist()
+    assert read(folder)["anomaly_score"].tolist() == pytest.approx(by_callback["anomaly_score"].tolist(), rel=1e-4)
+    assert page.is_file()
