@@ -3,7 +3,9 @@
 
 """The audit through real trainings and through the command line."""
 
+import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -145,12 +147,19 @@ def test_without_maps_the_model_is_asked_only_where_it_has_to_be(run, padim, tmp
         asked.append(module)
 
     with model.model.register_forward_pre_hook(count):
-        known = audit_model(model, datamodule.train_data.samples["image_path"], tmp_path, maps=False)
+        known = audit_model(model, datamodule.train_data.samples["image_path"], tmp_path, maps=0)
     assert asked == []
     assert known.table["anomaly_score"].tolist() == pytest.approx(read(folder)["anomaly_score"].tolist())
     assert '"limits":null' in known.page_path.read_text(encoding="utf-8")
+    with model.model.register_forward_pre_hook(count):
+        few = audit_model(model, datamodule.train_data.samples["image_path"], tmp_path, maps=3, batch_size=2)
+    assert len(asked) == 2  # three images in batches of two
+    assert '"mapped":3,' in few.page_path.read_text(encoding="utf-8")
+    assert few.table["image_path"].tolist() == known.table["image_path"].tolist()
+    blocks = re.findall(r'id="block0">(.*?)</script>', few.page_path.read_text(encoding="utf-8"))
+    assert [bool(heat) for _, heat in json.loads(blocks[0])] == [True] * 3 + [False] * 17  # those of the first ranks
     stock, images, _, report = padim
-    scored = audit_model(stock, images.train_data.samples["image_path"], tmp_path, maps=False)
+    scored = audit_model(stock, images.train_data.samples["image_path"], tmp_path, maps=0)
     assert scored.table["anomaly_score"].tolist() == pytest.approx(
         report.result.table["anomaly_score"].tolist(), rel=1e-4
     )

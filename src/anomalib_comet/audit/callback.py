@@ -32,8 +32,9 @@ class AuditReport(Callback):
             to ``None``.
         thumbnail_size (int): Longest side of a thumbnail in pixels, 32 to 512. Defaults to ``144``.
         batch_size (int): Images in one pass through the model. Defaults to ``16``.
-        maps (bool): Whether the page has heat maps, which take a pass of all images through the model even where scores
-            are known. Defaults to ``True``.
+        maps (int): Number of most suspicious images with a heat map where the scores are known from training: maps take
+            a pass through the model, which may be long. Images that the model scores itself all have one. 0 for no
+            heat maps at all. Defaults to ``300``.
 
     Attributes:
         result: The latest :class:`.report.Audit`, or ``None``.
@@ -53,9 +54,9 @@ class AuditReport(Callback):
         limit: int | None = None,
         thumbnail_size: int = 144,
         batch_size: int = 16,
-        maps: bool = True,
+        maps: int = 300,
     ) -> None:
-        check_settings(limit, thumbnail_size)
+        check_settings(limit, thumbnail_size, maps)
         if batch_size < 1:
             msg = f"batch_size must be at least 1, got {batch_size}."
             raise ValueError(msg)

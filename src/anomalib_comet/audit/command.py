@@ -92,9 +92,10 @@ def parser() -> ArgumentParser:
     arguments.add_argument("--batch_size", type=int, default=16, help="Images in one pass through the model.")
     arguments.add_argument(
         "--maps",
-        type=bool,
-        default=True,
-        help="Whether the page has heat maps, which take a pass through the model even where scores are known.",
+        type=int,
+        default=300,
+        help="Number of most suspicious images with a heat map where the scores are known from training: maps take a "
+        "pass through the model. Images that the model scores itself all have one. 0 for no heat maps at all.",
     )
     arguments.add_argument(
         "--device", type=str, default="auto", help="Device of the model: cpu, cuda, cuda:1, xpu, mps; auto chooses."
@@ -244,7 +245,7 @@ def _configuration(options: Any) -> tuple[Path | None, dict[str, Any]]:
 
 def _check_numbers(options: Namespace) -> None:
     try:
-        check_settings(options.limit, options.thumbnail_size)
+        check_settings(options.limit, options.thumbnail_size, options.maps)
     except ValueError as error:
         msg = f"--{error}"
         raise AuditError(msg) from error

@@ -88,7 +88,7 @@ def write_page(
         ),
         "style": style,
         "script": script,
-        "data": embedded_json(_data(table, facts)),
+        "data": embedded_json(_data(table, pictures, facts)),
         "evaluation": "" if evaluation is None else evaluation_section(evaluation),
     }
     head, images, tail = template.partition("{{images}}")
@@ -172,7 +172,7 @@ def _curve(evaluation: Evaluation) -> str:
     )
 
 
-def _data(table: pd.DataFrame, facts: Facts) -> dict[str, Any]:
+def _data(table: pd.DataFrame, pictures: Mapping[str, Pictures], facts: Facts) -> dict[str, Any]:
     paths = table["image_path"].tolist()
     folders: dict[str, int] = {}
     rows = []
@@ -207,6 +207,7 @@ def _data(table: pd.DataFrame, facts: Facts) -> dict[str, Any]:
         "limits": None if facts.limits is None else list(facts.limits),
         "quantiles": [LOWER_QUANTILE, UPPER_QUANTILE],
         "leftOut": facts.left_out,
+        "mapped": sum(bool(of_image.heat) for of_image in pictures.values()),
         "truth": "injected" in table,
     }
 

@@ -127,7 +127,7 @@ def audit_model(
     limit: int | None = None,
     thumbnail_size: int = 144,
     batch_size: int = 16,
-    maps: bool = True,
+    maps: int = 300,
     advance: Callable[[int], Any] | None = None,
 ) -> Audit:
     """Write table and page of the images that a model was trained on.
@@ -146,8 +146,9 @@ def audit_model(
             to ``None``.
         thumbnail_size (int): Longest side of a thumbnail in pixels. Defaults to ``144``.
         batch_size (int): Images in one pass through the model. Defaults to ``16``.
-        maps (bool): Whether the page has heat maps, which take a pass of all images through the model even where scores
-            are known. Defaults to ``True``.
+        maps (int): Number of most suspicious images with a heat map where the scores are known from training: maps take
+            a pass through the model, which may be long. Images that the model scores itself all have one. 0 for no
+            heat maps at all. Defaults to ``300``.
         advance (Callable[[int], Any] | None): Called with the number of images done since the last call, for a progress
             bar. Defaults to ``None``.
 
@@ -158,21 +159,21 @@ def audit_model(
         ValueError: If there is no image that can be read, or a number is out of range.
         TypeError: If the model gives no anomaly scores.
     """
-    check_settings(limit, thumbnail_size)
+    check_settings(limit, thumbnail_size, maps)
     paths = list(dict.fromkeys(str(path) for path in image_paths))
     if not paths:
         msg = "There are no images to audit."
         raise ValueError(msg)
-    # Without maps, the model is needed only where the scores are to come from it.
-    judge = model if maps or _learnt(model, paths)[0] is None else None
-    looks = dict(
-        zip(
-            paths,
-            look_at(paths, judge, thumbnail_size=thumbnail_size, batch_size=batch_size, advance=advance),
-            strict=True,
-        )
-    )
-    if not maps:
+    known = _learnt(model, paths)[0]
+    judged = set(paths)
+    if known is not None:
+        scored = known.loc[[_key(path) for path in paths], "anomaly_score"].to_numpy()
+        judged = {paths[k] for k in np.argsort(-scored, kind="stable")[:maps]}
+    looks: dict[str, Look] = {}
+    for judge, wanted in ((model, [p for p in paths if p in judged]), (None, [p for p in paths if p not in judged])):
+        seen = look_at(wanted, judge, thumbnail_size=thumbnail_size, batch_size=batch_size, advance=advance)
+        looks.update(zip(wanted, seen, strict=True))
+    if maps == 0:
         for look in looks.values():
             look.heat = None
     readable = [path for path in paths if not looks[path].problem]
@@ -193,18 +194,22 @@ def audit_model(
     return _write(table, looks, Path(output), source, title, limit, thumbnail_size)
 
 
-def check_settings(limit: int | None, thumbnail_size: int) -> None:
+def check_settings(limit: int | None, thumbnail_size: int, maps: int = 0) -> None:
     """Refuse numbers that are out of range.
 
     Args:
         limit: Number of images in the page.
         thumbnail_size: Longest side of a thumbnail in pixels.
+        maps: Number of images with a heat map.
 
     Raises:
         ValueError: If one of them is out of range.
     """
     if limit is not None and limit < 1:
         msg = f"limit must be at least 1, got {limit}."
+        raise ValueError(msg)
+    if maps < 0:
+        msg = f"maps must not be negative, got {maps}."
         raise ValueError(msg)
     if not 32 <= thumbnail_size <= 512:  # noqa: PLR2004
         msg = f"thumbnail_size must be between 32 and 512 pixels, got {thumbnail_size}."
@@ -230,6 +235,7 @@ def _learnt(model: Any, readable: Sequence[str]) -> tuple[pd.DataFrame | None, s
     if frame is None:
         return None, "The model keeps no table of its training images."
     learnt = frame.set_index(frame["image_path"].map(_key))
+    learnt = learnt[~learnt.index.duplicated()]
     missing = sum(_key(path) not in learnt.index for path in readable)
     if missing:
         return None, f"{missing} of {len(readable)} images are not in the table that training left in the checkpoint."

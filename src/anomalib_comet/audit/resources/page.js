@@ -357,7 +357,7 @@
     pixels.data.set(palette);
     context.putImageData(pixels, 0, 0);
     [$("low").textContent, $("high").textContent] = data.limits.map(number);
-    $("scale-note").textContent = `One scale for all images: from the ${data.quantiles[0] * 100} % to the ${+(data.quantiles[1] * 100).toFixed(3)} % quantile of all map values.`;
+    $("scale-note").textContent = `One scale for all images: from the ${data.quantiles[0] * 100} % to the ${+(data.quantiles[1] * 100).toFixed(3)} % quantile of all map values.${data.mapped < images.length ? ` ${count(data.mapped, "image")} of ${images.length.toLocaleString("en")} ${data.mapped === 1 ? "has" : "have"} a map.` : ""}`;
   }
   for (const radio of document.getElementsByName("by")) radio.addEventListener("change", () => { state.by = radio.value; drawHistogram(); showThreshold(); });
   $("slider").addEventListener("input", () => { const [low, high] = range[state.by]; setThreshold(low + $("slider").value / 1000 * (high - low)); });
