@@ -1,10 +1,14 @@
 # Copyright (C) 2026 The anomalib_comet authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Console script ``anomalib-comet``: anomalib's own command line with our classes registered, hook or no hook."""
+"""Console script ``anomalib-comet``: anomalib's own command line with our classes registered, hook or no hook.
+
+It has one subcommand more, ``audit``.
+"""
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -24,11 +28,23 @@ def main(args: Sequence[str] | None = None) -> None:
 
     plugin.register()
 
+    if args[:1] == ["audit"]:
+        from anomalib_comet.audit.command import main as audit  # noqa: PLC0415
+
+        sys.exit(audit(args[1:]))
+
     from anomalib.cli import AnomalibCLI  # noqa: PLC0415
     from anomalib.loggers import configure_logger  # noqa: PLC0415
 
+    class CommandLine(AnomalibCLI):
+        """Anomalib's command line; its help names our own subcommand."""
+
+        def add_subcommands(self, **kwargs: Any) -> None:
+            super().add_subcommands(**kwargs)
+            self.parser.epilog = "Of anomalib_comet: `anomalib-comet audit` lists the suspicious training images."
+
     configure_logger()
-    AnomalibCLI(args)
+    CommandLine(args)
 
 
 def _print_versions() -> None:

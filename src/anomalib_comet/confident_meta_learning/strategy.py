@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import Callback
 from torch import nn
 from torch.func import functional_call
 
@@ -74,14 +75,10 @@ class ConfidentMetaLearning(_Detector):
     features, noise; a tensor or a tuple, list or dict of tensors with the batch as first dimension),
     ``sample_losses(inputs) -> (B,)`` and ``sample_scores(batch) -> (B,)`` (larger for more anomalous). Scores are to
     start at zero; a detector whose scores do not says so by the class attribute ``scores_start_at_zero = False``, and
-    they are anchored at a low quantile of the training set. A detector with parts that are fitted in closed form may have
-    them fitted with the confidence weights, by a method ``fit_statistics(training_set, weights, indices)``; if they alone
-    give useful scores, it sets ``scores_before_training = True``. With all three switches off, training is the detector's
-    own, bit for bit.
-
-    A detector of patches may also give ``patch_losses(inputs) -> (B, P)`` (their mean over P is the sample's loss),
-    ``patch_scores(batch) -> (B, Q)`` (their maximum is the sample's score) and ``select_patches(values, inputs)``
-    (those P of Q values that belong to the patches of a step): then weights can be given per patch.
+    they are anchored at a low quantile of the training set. A detector with parts that are fitted in closed form may
+    have them fitted with the confidence weights, by a method ``fit_statistics(training_set, weights, indices)``; if they
+    alone give useful scores, it sets ``scores_before_training = True``. With all three switches off, training is the
+    detector's own, bit for bit.
 
     Args:
         use_weights (bool): Whether confidence weights scale the losses of training images. Defaults to ``True``.
@@ -120,6 +117,8 @@ class ConfidentMetaLearning(_Detector):
             to ``"correlation"``.
         uncertainty_window (int): Number of task pairs (L_train, L_val) from which Sigma is taken, at least 3. Defaults
             to ``32``.
+        audit (bool): Whether the page and list of training images are written beside the run when training ends.
+            Defaults to ``True``.
         **kwargs: Arguments of the detector.
 
     Raises:
@@ -155,6 +154,7 @@ class ConfidentMetaLearning(_Detector):
         gamma: float = 0.5,
         uncertainty_scale: str = "correlation",
         uncertainty_window: int = 32,
+        audit: bool = True,
         **kwargs: Any,
     ) -> None:
         _check_ranges(
@@ -205,11 +205,33 @@ class ConfidentMetaLearning(_Detector):
         self.lambda0 = lambda0
         self.gamma = gamma
         self.uncertainty_scale = check_scale(uncertainty_scale)
+        self.audit = audit
         self.confidence = ConfidenceTable(kappa, weight_power, weight_momentum)
         self.patch_confidence = PatchConfidenceTable(kappa, weight_power, weight_momentum)
         self.loss_pairs = LossPairWindow(uncertainty_window)
         self.history = TrainingHistory()
         self._refreshed_at = -1
+
+    # ------------------------------------------------------------------------------------------------- the audit
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the detector's callbacks, and the one that writes the audit of the training set."""
+        found = super().configure_callbacks()
+        callbacks = [found] if isinstance(found, Callback) else list(found)
+        if self.audit:
+            from anomalib_comet.audit import AuditReport  # noqa: PLC0415  # it imports this package
+
+            # One that the user configured stays: a callback of the model would replace it.
+            if not any(isinstance(callback, AuditReport) for callback in getattr(self._trainer, "callbacks", [])):
+                callbacks.append(AuditReport())
+        return callbacks
+
+    def training_frame(self) -> pd.DataFrame | None:
+        """Return what training learnt about its images, or ``None`` before the first scores.
+
+        Returns:
+            pd.DataFrame | None: Columns ``image_path``, ``anomaly_score`` and ``confidence_weight``.
+        """
+        return self.confidence.frame() if self.confidence.scores else None
 
     # ----------------------------------------------------------------------------------------------- training
     def on_train_start(self) -> None:
