@@ -32,7 +32,7 @@ from types import ModuleType
 logger = logging.getLogger(__name__)
 
 DATAMODULES = ("ContaminatedDataModule", "ProceduralSurfaces")
-MODELS = ("CoMetDifferNet", "DifferNet")
+MODELS = ("CoMetDifferNet", "CoMetFastflow", "CoMetStfpm", "CoMetSupersimplenet", "DifferNet")
 
 # anomalib's module: our module, and the classes of ours that become attributes of anomalib's.
 _REGISTERED: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -10,5 +10,13 @@ Every model of this package builds its features here, with arguments of the same
 from .extractor import DEFAULT_LAYERS, FrozenBackbone, keep_checkpoint_weights
 from .feature_cache import FeatureCache
 from .gabor import GaborBank
+from .timm_names import timm_name_without_download
 
-__all__ = ["DEFAULT_LAYERS", "FeatureCache", "FrozenBackbone", "GaborBank", "keep_checkpoint_weights"]
+__all__ = [
+    "DEFAULT_LAYERS",
+    "FeatureCache",
+    "FrozenBackbone",
+    "GaborBank",
+    "keep_checkpoint_weights",
+    "timm_name_without_download",
+]

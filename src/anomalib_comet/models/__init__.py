@@ -4,6 +4,9 @@
 """Detectors for uncurated training data, native to anomalib."""
 
 from .comet_differnet import CoMetDifferNet
+from .comet_fastflow import CoMetFastflow
+from .comet_stfpm import CoMetStfpm
+from .comet_supersimplenet import CoMetSupersimplenet
 from .differnet import DifferNet
 
-__all__ = ["CoMetDifferNet", "DifferNet"]
+__all__ = ["CoMetDifferNet", "CoMetFastflow", "CoMetStfpm", "CoMetSupersimplenet", "DifferNet"]
