@@ -10,6 +10,7 @@ import yaml
 from anomalib.cli import AnomalibCLI
 
 from anomalib_comet import plugin
+from anomalib_comet.backbones import FrozenBackbone
 from anomalib_comet.models.differnet import DifferNetModel
 from helpers.miniatures import write_image, write_mask
 
@@ -25,6 +26,12 @@ SMALLER = {
     "local_hidden_units": "8",
     "local_coupling_blocks": "1",
 }
+SMALLER_BY_MODEL = {
+    "CoMetFastflow": {"pre_trained": "false", "flow_steps": "1", "backbone": "resnet18"},
+    "CoMetStfpm": {"pre_trained": "false", "layers": "[layer1]", "backbone": "resnet18"},
+    "CoMetSupersimplenet": {"pre_trained": "false", "layers": "[layer1]", "backbone": "resnet18"},
+}
+"""Of models that are not the flows and features of SMALLER."""
 SURFACES = {"n_train": 10, "n_test_normal": 4, "n_test_anomalous": 6, "n_val_normal": 2, "n_val_anomalous": 2}
 
 
@@ -46,7 +53,8 @@ def test_configuration_trains_and_tests(path, tmp_path):
     data, prefix = config["data"], "data.init_args"
     if data["class_path"].endswith("ContaminatedDataModule"):
         data, prefix = data["init_args"]["datamodule"], f"{prefix}.datamodule.init_args"
-    overrides = {f"model.init_args.{name}": value for name, value in SMALLER.items()}
+    smaller = SMALLER_BY_MODEL.get(config["model"]["class_path"].rpartition(".")[-1], SMALLER)
+    overrides = {f"model.init_args.{name}": value for name, value in smaller.items()}
     kind = data["class_path"].rpartition(".")[-1]
     if kind == "ProceduralSurfaces":
         overrides |= {f"{prefix}.{name}": str(value) for name, value in {**SURFACES, "image_size": 64}.items()}
@@ -69,7 +77,13 @@ def test_configuration_trains_and_tests(path, tmp_path):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configured_backbone_and_layers_exist_at_the_configured_size(path):
-    arguments = yaml.safe_load(path.read_text())["model"]["init_args"]
+    configured = yaml.safe_load(path.read_text())["model"]
+    if configured["class_path"].rpartition(".")[-1] in SMALLER_BY_MODEL:
+        layers = configured["init_args"].get("layers", ["layer1"])
+        backbone = FrozenBackbone(configured["init_args"]["backbone"], layers, pre_trained=False)
+        assert len(backbone.map_sizes((256, 256))) == len(layers)
+        return
+    arguments = configured["init_args"]
     model = DifferNetModel(
         backbone=arguments["backbone"],
         layers=arguments.get("layers"),
