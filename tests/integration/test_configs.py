@@ -29,7 +29,7 @@ SMALLER = {
 SMALLER_BY_MODEL = {
     "CoMetFastflow": {"pre_trained": "false", "flow_steps": "1", "backbone": "resnet18"},
     "CoMetStfpm": {"pre_trained": "false", "layers": "[layer1]", "backbone": "resnet18"},
-    "CoMetSupersimplenet": {"pre_trained": "false", "layers": "[layer1]", "backbone": "resnet18"},
+    "CoMetSupersimplenet": {"pre_trained": "false", "layers": "[layer3]", "backbone": "resnet18"},
 }
 """Of models that are not the flows and features of SMALLER."""
 SURFACES = {"n_train": 10, "n_test_normal": 4, "n_test_anomalous": 6, "n_val_normal": 2, "n_val_anomalous": 2}

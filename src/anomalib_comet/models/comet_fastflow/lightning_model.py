@@ -40,9 +40,6 @@ class CoMetFastflow(ConfidentMetaLearning, LocalBackbone, Fastflow, AnomalibModu
         pre_trained (bool): Whether to load the published weights of the backbone. Defaults to ``True``.
         backbone_weights (str | None): Path of a local state-dict file of the backbone without its classifier, loaded
             strictly, for machines without a network. Defaults to ``None``.
-        inner_lr (float): Learning rate alpha of the inner steps. The loss is a sum over hundreds of thousands of latent
-            dimensions, so its gradient is always clipped to ``inner_clip``, and this is the length of an inner step.
-            Defaults to ``0.01``.
         lambda0 (float): Base strength of the adaptive regulariser, which replaces the weight decay of FastFlow's
             optimizer; it is half of that, which is the same pull. Defaults to ``5e-6``.
         **kwargs: Arguments of the strategy and of the detector.
@@ -61,7 +58,6 @@ class CoMetFastflow(ConfidentMetaLearning, LocalBackbone, Fastflow, AnomalibModu
         backbone: str = "resnet18",
         pre_trained: bool = True,
         backbone_weights: str | None = None,
-        inner_lr: float = 0.01,
         lambda0: float = 5e-6,
         **kwargs: Any,
     ) -> None:
@@ -69,7 +65,6 @@ class CoMetFastflow(ConfidentMetaLearning, LocalBackbone, Fastflow, AnomalibModu
             super().__init__(
                 backbone=backbone,
                 pre_trained=downloads(pre_trained, backbone_weights),
-                inner_lr=inner_lr,
                 lambda0=lambda0,
                 **kwargs,
             )

@@ -45,7 +45,6 @@ class CoMetSupersimplenet(ConfidentMetaLearning, LocalBackbone, Supersimplenet, 
         pre_trained (bool): Whether to load the published weights of the backbone. Defaults to ``True``.
         backbone_weights (str | None): Path of a local state-dict file of the backbone without its classifier, loaded
             strictly, for machines without a network. Defaults to ``None``.
-        inner_lr (float): Learning rate alpha of the inner steps. Defaults to ``0.01``.
         **kwargs: Arguments of the strategy and of the detector.
 
     Raises:
@@ -66,14 +65,13 @@ class CoMetSupersimplenet(ConfidentMetaLearning, LocalBackbone, Supersimplenet, 
         supervised: bool = False,
         pre_trained: bool = True,
         backbone_weights: str | None = None,
-        inner_lr: float = 0.01,
         **kwargs: Any,
     ) -> None:
         if supervised:
             msg = "CoMetSupersimplenet trains without labels: use anomalib's Supersimplenet for supervised=True."
             raise ValueError(msg)
         with backbone_name(backbone, pre_trained, backbone_weights) as name:
-            super().__init__(backbone=name, supervised=supervised, inner_lr=inner_lr, **kwargs)
+            super().__init__(backbone=name, supervised=supervised, **kwargs)
         rename_backbone(self.model, backbone)
         # anomalib runs it without gradients, but leaves its parameters asking for some.
         self.model.feature_extractor.requires_grad_(requires_grad=False)
