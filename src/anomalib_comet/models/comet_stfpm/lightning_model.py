@@ -31,8 +31,8 @@ class CoMetStfpm(ConfidentMetaLearning, LocalBackbone, Stfpm, AnomalibModule):  
         pre_trained (bool): Whether to load the published weights of the teacher. Defaults to ``True``.
         backbone_weights (str | None): Path of a local state-dict file of the teacher without its classifier, loaded
             strictly, for machines without a network. Defaults to ``None``.
-        inner_lr (float): Learning rate alpha of the inner steps: that of STFPM's optimizer, whose loss has small gradients.
-            Defaults to ``0.4``.
+        inner_lr (float): Learning rate alpha of the inner steps: that of STFPM's optimizer, because the loss has small
+            gradients. Defaults to ``0.4``.
         lambda0 (float): Base strength of the adaptive regulariser, which replaces the weight decay of STFPM's
             optimizer; it is half of that, which is the same pull. Defaults to ``5e-4``.
         **kwargs: Arguments of the strategy and of the detector.
