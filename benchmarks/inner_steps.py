@@ -7,7 +7,7 @@
 
 Trains each detector on the built-in data with a tenth as many hidden anomalies as normal images, once for every inner
 learning rate. The table gives the training loss of the first and the last epoch (at theta' and with the regulariser, so
-not to be compared with the detector's own); by how much an inner step lowered the loss of the other part of its task, in
+not to be compared with the detector's own); by how much an inner step lowered the loss of the other part of its task in
 the last epoch; the average precision with which the final scores find the injected images; and the image
 AUROC on test images, measured on raw scores. ``own`` is the detector's own training, all switches off. Without
 ``--backbone-weights`` (a state dict of MobileNetV2) backbones are random, which says nothing about accuracy.

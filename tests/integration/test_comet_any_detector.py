@@ -268,11 +268,11 @@ def test_scrambled_training_labels_change_nothing(name, data_root, tmp_path):
     assert trained[0][1] == trained[1][1]
 
 
-class EpochSeed(Callback):
+class StepSeed(Callback):
     """The noise of SuperSimpleNet comes from the global generator, which no checkpoint of anomalib's holds."""
 
-    def on_train_epoch_start(self, trainer, pl_module):
-        torch.manual_seed(trainer.current_epoch)
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        torch.manual_seed(trainer.global_step)
 
 
 @pytest.fixture(scope="module", params=DETECTORS)
@@ -280,7 +280,7 @@ def run(request, data_root, tmp_path_factory):
     """A finished training: name, model, engine and folder of the run."""
     model = build(request.param, warmup_epochs=1, kappa=0.0)
     root = tmp_path_factory.mktemp(request.param)
-    trained_by = train(model, ordered(data_root), root, max_epochs=3, callbacks=[EpochSeed()])
+    trained_by = train(model, ordered(data_root), root, max_epochs=3, callbacks=[StepSeed()])
     return request.param, model.eval(), trained_by
 
 
@@ -307,8 +307,8 @@ def test_resumed_training_equals_uninterrupted(run, data_root, tmp_path):
     name, whole, _ = run
     first, second = (build(name, warmup_epochs=1, kappa=0.0) for _ in range(2))
     # Stopped after two of three epochs, not trained for two: SuperSimpleNet's schedule follows max_epochs.
-    half = train(first, ordered(data_root), tmp_path, max_epochs=3, max_steps=6, callbacks=[EpochSeed()])
-    train(second, ordered(data_root), tmp_path, half.best_model_path, max_epochs=3, callbacks=[EpochSeed()])
+    half = train(first, ordered(data_root), tmp_path, max_epochs=3, max_steps=6, callbacks=[StepSeed()])
+    train(second, ordered(data_root), tmp_path, half.best_model_path, max_epochs=3, callbacks=[StepSeed()])
     assert not identical(state(first), state(second))
     assert identical(state(whole), state(second))
     assert second.confidence.weights == whole.confidence.weights
