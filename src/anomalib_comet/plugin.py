@@ -32,7 +32,15 @@ from types import ModuleType
 logger = logging.getLogger(__name__)
 
 DATAMODULES = ("ContaminatedDataModule", "ProceduralSurfaces")
-MODELS = ("CoMetDifferNet", "CoMetSimpleNet", "DifferNet", "SimpleNet")
+MODELS = (
+    "CoMetDifferNet",
+    "CoMetFastflow",
+    "CoMetSimpleNet",
+    "CoMetStfpm",
+    "CoMetSupersimplenet",
+    "DifferNet",
+    "SimpleNet",
+)
 
 # anomalib's module: our module, and the classes of ours that become attributes of anomalib's.
 _REGISTERED: dict[str, tuple[str, tuple[str, ...]]] = {

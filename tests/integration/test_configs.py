@@ -10,13 +10,16 @@ import yaml
 from anomalib.cli import AnomalibCLI
 
 from anomalib_comet import plugin
+from anomalib_comet.backbones import FrozenBackbone
 from anomalib_comet.models.differnet import DifferNetModel
 from anomalib_comet.models.simplenet import SimpleNetModel
 from helpers.miniatures import write_image, write_mask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+GABOR = {"backbone": "gabor", "layers": "null", "image_size": "[64,64]"}
 SMALLER = {
     "DifferNet": {
+        **GABOR,
         "n_scales": "1",
         "coupling_blocks": "1",
         "hidden_units": "8",
@@ -24,7 +27,10 @@ SMALLER = {
         "local_hidden_units": "8",
         "local_coupling_blocks": "1",
     },
-    "SimpleNet": {"feature_dim": "16", "hidden_units": "8"},
+    "SimpleNet": {**GABOR, "feature_dim": "16", "hidden_units": "8"},
+    "Fastflow": {"pre_trained": "false", "flow_steps": "1", "backbone": "resnet18"},
+    "Stfpm": {"pre_trained": "false", "layers": "[layer1]", "backbone": "resnet18"},
+    "Supersimplenet": {"pre_trained": "false", "layers": "[layer3]", "backbone": "resnet18"},
 }
 SURFACES = {"n_train": 10, "n_test_normal": 4, "n_test_anomalous": 6, "n_val_normal": 2, "n_val_anomalous": 2}
 
@@ -52,8 +58,7 @@ def test_configuration_trains_and_tests(path, tmp_path):
     data, prefix = config["data"], "data.init_args"
     if data["class_path"].endswith("ContaminatedDataModule"):
         data, prefix = data["init_args"]["datamodule"], f"{prefix}.datamodule.init_args"
-    smaller = {"backbone": "gabor", "layers": "null", "image_size": "[64,64]", **SMALLER[detector_of(config)]}
-    overrides = {f"model.init_args.{name}": value for name, value in smaller.items()}
+    overrides = {f"model.init_args.{name}": value for name, value in SMALLER[detector_of(config)].items()}
     kind = data["class_path"].rpartition(".")[-1]
     if kind == "ProceduralSurfaces":
         overrides |= {f"{prefix}.{name}": str(value) for name, value in {**SURFACES, "image_size": 64}.items()}
@@ -78,13 +83,16 @@ def test_configuration_trains_and_tests(path, tmp_path):
 def test_configured_backbone_and_layers_exist_at_the_configured_size(path):
     config = yaml.safe_load(path.read_text())
     arguments = config["model"]["init_args"]
-    size = tuple(arguments["image_size"])
+    size = tuple(arguments.get("image_size", (256, 256)))
     common = {"backbone": arguments["backbone"], "layers": arguments.get("layers"), "hidden_units": 1}
     if detector_of(config) == "DifferNet":
         model = DifferNetModel(
             **common, pre_trained=False, image_size=size, n_scales=arguments["n_scales"], coupling_blocks=1
         )
         model.features.check_image_size(size)
-    else:
+    elif detector_of(config) == "SimpleNet":
         model = SimpleNetModel(**common, pre_trained=False, aggregation=arguments["aggregation"])
         model.network.map_sizes(size)
+    else:  # anomalib's own
+        layers = arguments.get("layers", ["layer1"])
+        assert len(FrozenBackbone(arguments["backbone"], layers, pre_trained=False).map_sizes(size)) == len(layers)

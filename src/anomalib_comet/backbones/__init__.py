@@ -11,6 +11,7 @@ from .extractor import DEFAULT_LAYERS, FrozenBackbone, keep_checkpoint_weights
 from .feature_cache import FeatureCache
 from .gabor import GaborBank
 from .scaling import FeatureScaling, check_scaling, weighted_moments, whitening_matrix
+from .timm_names import timm_name_without_download
 
 __all__ = [
     "DEFAULT_LAYERS",
@@ -20,6 +21,7 @@ __all__ = [
     "GaborBank",
     "check_scaling",
     "keep_checkpoint_weights",
+    "timm_name_without_download",
     "weighted_moments",
     "whitening_matrix",
 ]

@@ -51,6 +51,31 @@ def keep_checkpoint_weights() -> Iterator[None]:
         _skip_loading.reset(token)
 
 
+def keeps_checkpoint_weights() -> bool:
+    """Tell whether networks are to be built without weights, see :func:`keep_checkpoint_weights`."""
+    return _skip_loading.get()
+
+
+def build_timm_network(backbone: str, pre_trained: bool, weights: str | Path | None) -> nn.Module:
+    """Build a network of timm without its classifier, with its weights: from a file, published, or random.
+
+    Args:
+        backbone: Name of a timm model.
+        pre_trained: Whether to load the published weights. Ignored where ``weights`` is given.
+        weights: Path of a state-dict file, loaded strictly.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: If timm has no such network, or ``weights`` does not fit it.
+        FileNotFoundError: If ``weights`` does not exist.
+        RuntimeError: If published weights cannot be downloaded.
+    """
+    library, name = _find_library(f"timm/{backbone}")
+    return _build_network(library, name, pre_trained, weights)
+
+
 class FrozenBackbone(nn.Module):
     """Feature maps of a frozen network, always in evaluation mode and without gradients.
 

@@ -8,6 +8,7 @@ Paper:
     https://arxiv.org/abs/2508.02293
 """
 
+from .adapters import given_outputs, recorded_outputs, sample_by_sample, standing_in
 from .confidence import anchored_scores, confidence_weights, iqr_threshold, training_set_weights
 from .strategy import ConfidentMetaLearning
 from .table import ConfidenceTable
@@ -19,8 +20,12 @@ __all__ = [
     "adaptive_l2",
     "anchored_scores",
     "confidence_weights",
+    "given_outputs",
     "iqr_threshold",
     "loss_covariance",
     "model_uncertainty",
+    "recorded_outputs",
+    "sample_by_sample",
+    "standing_in",
     "training_set_weights",
 ]

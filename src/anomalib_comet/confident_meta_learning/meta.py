@@ -127,6 +127,8 @@ def inner_update(
             (weights * sample_losses).mean(),
             list(adapted.values()),
             create_graph=not first_order,
+            allow_unused=True,
+            materialize_grads=True,  # zeros for parameters that the loss does not reach
         )
         if max_norm:
             norm = torch.stack(torch._foreach_norm([g.detach() for g in gradients])).norm()  # noqa: SLF001
@@ -210,7 +212,7 @@ def meta_gradient(
         share = l2_strength / len(splits)
         penalised = [values[k] for k in decayed]
         if first_order:
-            gradients = list(torch.autograd.grad(loss, values))
+            gradients = list(torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True))
             with torch.no_grad():
                 if penalised:  # the gradient of lambda ||theta'||^2 is 2 lambda theta'
                     torch._foreach_add_([gradients[k] for k in decayed], penalised, alpha=2 * share)

@@ -4,8 +4,19 @@
 """Detectors for uncurated training data, native to anomalib."""
 
 from .comet_differnet import CoMetDifferNet
+from .comet_fastflow import CoMetFastflow
 from .comet_simplenet import CoMetSimpleNet
+from .comet_stfpm import CoMetStfpm
+from .comet_supersimplenet import CoMetSupersimplenet
 from .differnet import DifferNet
 from .simplenet import SimpleNet
 
-__all__ = ["CoMetDifferNet", "CoMetSimpleNet", "DifferNet", "SimpleNet"]
+__all__ = [
+    "CoMetDifferNet",
+    "CoMetFastflow",
+    "CoMetSimpleNet",
+    "CoMetStfpm",
+    "CoMetSupersimplenet",
+    "DifferNet",
+    "SimpleNet",
+]

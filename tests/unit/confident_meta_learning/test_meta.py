@@ -58,6 +58,19 @@ def test_inner_gradient_is_bounded():
     assert adapted["theta"].item() == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("first_order", [True, False])
+def test_parameters_that_the_loss_does_not_reach_stay_where_they_are(first_order):
+    parameters = {**theta(), "spare": torch.ones(2, dtype=torch.float64, requires_grad=True)}
+    adapted, _ = inner_update(squared_error, parameters, X[:2], W[:2], step_size=0.1, first_order=first_order)
+    assert torch.equal(adapted["spare"], parameters["spare"])
+    outcome = meta_gradient(squared_error, parameters, X, W, task_size=4, step_size=0.1, first_order=first_order)
+    if first_order:
+        assert outcome.gradients["spare"].tolist() == [0.0, 0.0]
+    else:
+        outcome.loss.backward()
+        assert parameters["spare"].grad is None or not parameters["spare"].grad.any()
+
+
 def test_outer_gradient_by_hand():
     # One task of four, parts (x1, x2) and (x3, x4). Adapting on the first: theta' = .2 as above.
     # On the second: gradient = (-10 + .25 * -16) / 2 = -7, theta' = .7.
