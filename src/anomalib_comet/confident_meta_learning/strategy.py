@@ -77,8 +77,8 @@ class ConfidentMetaLearning(_Detector):
     start at zero; a detector whose scores do not says so by the class attribute ``scores_start_at_zero = False``, and
     they are anchored at a low quantile of the training set. A detector with parts that are fitted in closed form may
     have them fitted with the confidence weights, by a method ``fit_statistics(training_set, weights, indices)``; if
-    they alone give useful scores, it sets ``scores_before_training = True``. With all three switches off, training is the
-    detector's own, bit for bit.
+    they alone give useful scores, it sets ``scores_before_training = True``. With all three switches off, training is
+    the detector's own, bit for bit.
 
     Args:
         use_weights (bool): Whether confidence weights scale the losses of training images. Defaults to ``True``.
