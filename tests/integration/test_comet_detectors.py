@@ -39,9 +39,13 @@ class Detector(NamedTuple):
         return self.comet(**{**self.tiny, **self.strategy, **kwargs})
 
 
+WHITENED = {"feature_scaling": "whiten", "identity_start": True, "pooling": "mean_std", "image_score": "both"}
+CROSS_FITTED = {"cross_fit_folds": 2, "cross_fit_epochs": 0, "cross_fit_rounds": 2, "weight_power": 4.0}
+
 # What a detector needs to be tested here is one line.
 DETECTORS = {
     "differnet": Detector(DifferNet, CoMetDifferNet, TINY),
+    "differnet-whitened": Detector(DifferNet, CoMetDifferNet, {**TINY, **WHITENED}, CROSS_FITTED),
     "simplenet": Detector(SimpleNet, CoMetSimpleNet, TINY_SIMPLENET),
     "simplenet-patch": Detector(
         SimpleNet, CoMetSimpleNet, {**TINY_SIMPLENET, "train_patches": 60}, {"weight_level": "patch"}
@@ -98,6 +102,17 @@ def test_scrambled_training_labels_change_nothing(detector, data_root, tmp_path)
         results.append((trained(model), model.confidence.weights))
     assert identical(results[0][0], results[1][0])
     assert results[0][1] == results[1][1]
+
+
+def test_history_of_every_epoch_lies_beside_the_run(run):
+    _, _, _, folder = run
+    history = pd.read_csv(folder / "comet_history.csv")
+    assert history.epoch.tolist() == [0, 1, 2, 3]
+    measured = ["loss_detector", "loss_weighted", "loss_l2", "inner_improvement", "inner_distance"]
+    measured += ["model_uncertainty", "l2_strength", "confidence_threshold", "weight_min", "weight_median", "score_max"]
+    assert history[measured].notna().all(axis=None)  # warm-up is one epoch, so that the first has weights at its end
+    assert (history.inner_distance > 0).all()
+    assert (folder / "comet_history.png").stat().st_size > 10_000
 
 
 def test_weights_are_written_beside_the_run_with_the_truth(run):
