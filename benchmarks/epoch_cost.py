@@ -115,14 +115,8 @@ def main() -> None:
     torch.set_num_threads(1)  # CPU time of several threads would count their waiting
     rows = []
     with tempfile.TemporaryDirectory() as root:
-        sizes = {
-            "n_train": arguments.images,
-            "n_test_normal": 2,
-            "n_test_anomalous": 2,
-            "n_val_normal": 2,
-            "n_val_anomalous": 2,
-        }
-        data = ProceduralSurfaces(root=root, **sizes, train_batch_size=32, num_workers=0)
+        few = dict.fromkeys(("n_test_normal", "n_test_anomalous", "n_val_normal", "n_val_anomalous"), 2)
+        data = ProceduralSurfaces(root=root, n_train=arguments.images, **few, train_batch_size=32, num_workers=0)
         for detector in arguments.detectors:
             for remembered in (True, False) if detector in OURS else (False,):
                 times = [

@@ -68,7 +68,7 @@ def whitening_matrix(vectors: torch.Tensor, weights: torch.Tensor) -> tuple[torc
     """
     mean, std = weighted_moments(vectors, weights)
     scaled = (vectors.double() - mean) / std * (weights / weights.mean()).double().sqrt()[:, None]
-    shrinkage = float(ledoit_wolf_shrinkage(scaled.numpy(), assume_centered=True))
+    shrinkage = float(ledoit_wolf_shrinkage(scaled.float().numpy(), assume_centered=True))
     correlation = scaled.T @ scaled / len(scaled)
     identity = torch.eye(len(mean), dtype=torch.float64)
     values, axes = torch.linalg.eigh((1.0 - shrinkage) * correlation + shrinkage * identity)

@@ -34,7 +34,7 @@ DRAWS_KEY = "frozen_features_draws"
 SCORE_BATCH = 32
 """Images whose remembered features are taken at a time: maps of features take memory."""
 
-STATISTICS_VECTORS = 50_000
+STATISTICS_VECTORS = 10_000
 """About as many local features of the whole training set are used to fit statistics over them."""
 
 

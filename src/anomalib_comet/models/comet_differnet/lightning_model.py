@@ -22,6 +22,8 @@ class CoMetDifferNet(ConfidentMetaLearning, DifferNet, AnomalibModule):  # type:
         **kwargs: Arguments of the strategy and of the detector.
     """
 
+    scores_before_training = True  # distances in scaled features
+
     # Of its own, although it adds nothing: the command line reads a parent's explanations of arguments only through
     # the signature of a child.
     def __init__(self, **kwargs: Any) -> None:

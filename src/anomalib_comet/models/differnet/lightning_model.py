@@ -111,7 +111,6 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
 
     model: DifferNetModel
     loss: DifferNetLoss
-    scores_before_training = True  # under CoMet: distances in scaled features
 
     def __init__(
         self,
