@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -280,9 +281,10 @@ def run(
     if cache is not None:
         trained._cache = cache  # noqa: SLF001
     torch.manual_seed(seed)
+    folder = tempfile.mkdtemp()
     engine = Engine(
         max_epochs=arguments.epochs or EPOCHS[detector],
-        default_root_dir=arguments.work / "runs",
+        default_root_dir=folder,
         accelerator="cpu",
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -305,7 +307,7 @@ def run(
     if history is not None and history.rows:
         names = ("inner_improvement", "inner_distance", "model_uncertainty", "l2_strength", "loss_l2", "loss_detector")
         row |= {name: history.rows[-1][name] for name in names if name in history.rows[-1]}
-    shutil.rmtree(arguments.work / "runs", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     return row
 
 
