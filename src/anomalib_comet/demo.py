@@ -78,8 +78,17 @@ SMALL: dict[str, Any] = {
     "n_windows": 16,
     "local_coupling_blocks": 4,
     "local_hidden_units": 64,
-    "image_score": "local",
+    "pooling": "mean_std",
+    "feature_scaling": "whiten",
+    "identity_start": True,
+    "image_score": "both",
+    "local_share": 0.05,
     "train_rotations": "quarter",
+    "kappa": 0.0,
+    "weight_power": 2.0,
+    "cross_fit_folds": 4,
+    "cross_fit_epochs": 0,
+    "cross_fit_rounds": 3,
 }
 """The small preset, the same as in ``configs/comet_differnet_small.yaml``."""
 
@@ -103,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    from anomalib_comet.confident_meta_learning.strategy import WEIGHTS_FILE  # noqa: PLC0415
+    from anomalib_comet.confident_meta_learning.strategy import HISTORY_PICTURE, WEIGHTS_FILE  # noqa: PLC0415
 
     console = Console()
     datamodule, model = build(arguments)
@@ -151,7 +160,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(table)
     for what, path in {
         "heat-map pictures": run / "images",
+        "training images to look through": run / "audit.html",
         "weights of the training images": run / WEIGHTS_FILE,
+        "history of the training": run / HISTORY_PICTURE,
         "what was injected": run / "contamination.json",
         "exported model": exported,
     }.items():
