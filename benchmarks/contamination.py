@@ -35,6 +35,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from anomalib_comet import models
 from anomalib_comet.backbones import FeatureCache, timm_name_without_download
 from anomalib_comet.data import ContaminatedDataModule, ProceduralSurfaces
+from anomalib_comet.models.differnet.torch_model import IMAGE_SCORES
 from anomalib_comet.models.frozen_features import resizing_pre_processor
 
 if TYPE_CHECKING:
@@ -181,11 +182,11 @@ def settings(detector: str, arguments: argparse.Namespace, seed: int) -> dict[st
             "identity_start": True,
             "coupling_blocks": 4,
             "hidden_units": 128,
-            "n_windows": 8,
+            "n_windows": 0 if arguments.image_score == "global" else 8,
             "local_coupling_blocks": 4,
             "local_hidden_units": 64,
             "train_windows": 4,
-            "image_score": "both",
+            "image_score": arguments.image_score,
             "local_share": 0.05,
         }
     if detector == "SimpleNet":
@@ -319,13 +320,19 @@ def key(
         "data": arguments.data,
         "backbone": arguments.backbone,
         "images": arguments.images,
-        "detector": detector,
+        "detector": f"{detector}, {arguments.image_score} score" if detector == "DifferNet" else detector,
         "variant": variant,
         "ratio": ratio,
         "overlap": overlap,
         "seed": seed,
         "epochs": arguments.epochs or EPOCHS.get(detector),
     }
+
+
+def kept(detector: str, arguments: argparse.Namespace) -> Path:
+    """Return the file of a detector's kept features."""
+    windows = "" if arguments.image_score == "global" or detector != "DifferNet" else "_windows"
+    return arguments.work / f"{arguments.data}_{arguments.backbone}_{detector}{windows}.pt"
 
 
 def summary(frame: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -344,6 +351,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, help="magnetic tiles in MVTec-style folders")
     parser.add_argument(
         "--images", type=int, default=0, help="normal training images, 0 for all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--image-score", choices=IMAGE_SCORES, default="both", help="DifferNet's (default: %(default)s)"
     )
     parser.add_argument("--backbone", help="frozen network (default: mobilenetv2_100 for tiles, gabor elsewhere)")
     parser.add_argument("--backbone-weights", type=Path, help="local state dict; without it weights are downloaded")
@@ -378,7 +388,7 @@ def main() -> None:
         arguments.caches = {}
         for detector in set(arguments.detectors) & {"DifferNet", "SimpleNet"}:
             arguments.caches[detector] = KeptFeatures(gib=8)
-            arguments.caches[detector].read(arguments.work / f"{arguments.data}_{arguments.backbone}_{detector}.pt")
+            arguments.caches[detector].read(kept(detector, arguments))
         cells = [
             (detector, variant, ratio, arguments.overlap, seed)
             for seed in arguments.seeds
@@ -398,7 +408,7 @@ def main() -> None:
             print(f"[{number}/{len(cells)}] {rows[-1]}", flush=True)
             for name, cache in arguments.caches.items():
                 if len(cache) != known[name]:
-                    cache.write(arguments.work / f"{arguments.data}_{arguments.backbone}_{name}.pt")
+                    cache.write(kept(name, arguments))
     frame = pd.DataFrame(rows)
     for column in ("image_auroc", "global_auroc", "local_auroc", "audit_ap", "audit_recall_2k"):
         if column in frame:

@@ -185,6 +185,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.backbone = arguments.backbone or ("mobilenetv2_100" if arguments.data == "tiles" else "gabor")
     arguments.ratios = [0.1]
+    arguments.image_score = "both"
     warnings.filterwarnings("ignore")
     contamination.keep_decoded_images()
     rows = []

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +40,9 @@ PANELS: dict[str, tuple[str, ...]] = {
     "L2 strength lambda": ("l2_strength",),
 }
 """Panels of the picture and the columns that each shows."""
+
+FEW_EPOCHS = 40
+"""Below this number the picture marks every epoch."""
 
 LINEAR = ("confidence weights", "model uncertainty det(Sigma)", "inner improvement: L(theta) - L(theta')")
 """Panels that are never drawn on a logarithmic scale."""
@@ -145,8 +149,10 @@ def _draw(ax: Axes, title: str, frame: pd.DataFrame, columns: list[str]) -> None
     epochs = frame["epoch"] + 1
     for column in columns:
         values = frame[column]
-        dashed = column == "confidence_threshold"
-        ax.plot(epochs, values, "--" if dashed else "-", marker="." if len(frame) < 40 else None, label=column)  # noqa: PLR2004
+        style: dict[str, Any] = {"marker": "." if len(frame) < FEW_EPOCHS else None}
+        if column == "confidence_threshold":  # with kappa 0 it lies on the third quartile
+            style = {"linestyle": "--", "color": "black", "zorder": 3}
+        ax.plot(epochs, values, label=column, **style)
     if title == "confidence weights":
         ax.set_ylim(-0.02, 1.02)
     numbers = frame[columns].to_numpy(dtype=float)
@@ -156,6 +162,7 @@ def _draw(ax: Axes, title: str, frame: pd.DataFrame, columns: list[str]) -> None
         ax.set_yscale("log")
     ax.set_title(title, fontsize=10)
     ax.set_xlabel("epoch", fontsize=8)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.tick_params(labelsize=8)
     ax.grid(alpha=0.3)
     if len(columns) > 1:
