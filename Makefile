@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes, each file of tests in one of them.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 # An environment that happens to be active, or settings made for other projects, must not change what is installed here.
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH VIRTUAL_ENV
