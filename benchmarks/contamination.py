@@ -202,7 +202,8 @@ def settings(detector: str, arguments: argparse.Namespace, seed: int) -> dict[st
         }
     if detector in STOCK:
         return {**features, "pre_processor": resizing_pre_processor((128, 128)), **LAYERS[detector]}
-    return {**features, "layers": ["blocks.2", "blocks.4"]}
+    coreset = {"coreset_sampling_ratio": 0.01} if detector == "PatchCore" else {}
+    return {**features, "layers": ["blocks.2", "blocks.4"], **coreset}
 
 
 LAYERS: dict[str, dict[str, Any]] = {
