@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from anomalib_comet.confident_meta_learning import ConfidenceTable
 from anomalib_comet.models import CoMetDifferNet
 from helpers.tiny import TINY, engine, identical, in_order, surfaces, train, trained
 
@@ -69,6 +70,9 @@ def test_random_rotations_train_and_the_list_is_written_wherever_training_ends(d
         ({"uncertainty_scale": "log"}, "uncertainty_scale must be one of"),
         ({"train_rotations": "none"}, "train_rotations must be one of"),
         ({"train_windows": 0}, "train_windows must be at least 1"),
+        ({"image_size": (64,)}, "image_size must be a height and a width"),
+        ({"cache_gib": -1.0}, "cache_gib must not be negative"),
+        ({"feature_scaling": "none", "cross_fit_folds": 2, "cross_fit_epochs": 0}, "use feature_scaling=whiten"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments, message):
@@ -104,3 +108,50 @@ def test_cross_fitting_without_epochs_needs_something_to_fit():
 
     with pytest.raises(ValueError, match="cross_fit_epochs"):
         Untrained(**TINY, cross_fit_folds=2, cross_fit_epochs=0)
+
+
+def test_statistics_are_fitted_with_the_weights_of_cross_fitting(data_root, tmp_path, monkeypatch):
+    seen = []
+    fit = CoMetDifferNet.fit_statistics
+    monkeypatch.setattr(
+        CoMetDifferNet,
+        "fit_statistics",
+        lambda self, training_set, weights=None, indices=None: (
+            seen.append((dict(weights) if weights else None, indices)),
+            fit(self, training_set, weights, indices),
+        ),
+    )
+    strategy = {"cross_fit_folds": 2, "cross_fit_epochs": 0, "kappa": 0.0, "warmup_epochs": 9}
+    model = CoMetDifferNet(**{**TINY, **CROSS_FITTED, **strategy})
+    train(model, surfaces(data_root), tmp_path, max_epochs=2)
+    (unweighted, of_all), first, second, (weights, also_all) = seen
+    assert unweighted is first[0] is second[0] is None
+    assert of_all is also_all is None
+    assert sorted(first[1] + second[1]) == list(range(20))
+    assert 0 < min(weights.values()) < 1
+
+
+def test_other_images_are_scaled_anew(data_root, tmp_path):
+    model = CoMetDifferNet(**{**TINY, **CROSS_FITTED})
+    train(model, surfaces(data_root), tmp_path, max_epochs=1)
+    before = model.model.scaling.mean.clone()
+    train(model, surfaces(tmp_path / "others", seed=1), tmp_path, max_epochs=1)
+    assert not torch.equal(before, model.model.scaling.mean)
+
+
+def test_a_run_that_ends_by_steps_keeps_its_list_in_the_checkpoint(data_root, tmp_path):
+    model = CoMetDifferNet(**TINY)
+    trained_by = train(model, surfaces(data_root), tmp_path, max_epochs=-1, max_steps=4)
+    (checkpoint,) = Path(trained_by.trainer.default_root_dir).rglob("*.ckpt")
+    restored = CoMetDifferNet.load_from_checkpoint(checkpoint)
+    assert restored.confidence.scores == model.confidence.scores
+    assert len(restored.training_frame()) == 20
+    assert restored.training_frame().attrs["threshold"] == model.confidence.threshold
+
+
+def test_a_file_name_that_is_not_unicode_is_written_as_it_is(tmp_path):
+    table = ConfidenceTable()
+    name = b"\xff.png".decode(errors="surrogateescape")
+    table.refresh([name, "b.png"], torch.tensor([2.0, 1.0]))
+    table.write_csv(tmp_path / "list.csv")
+    assert b"\xff.png" in (tmp_path / "list.csv").read_bytes()

@@ -4,7 +4,8 @@
 """Scaling of features before they enter a flow: a linear layer fitted in closed form.
 
 Ours; the original feeds features as they are. For a Gaussian the soft confident loss ``sum_i w_i L(x_i)`` has its
-minimum at the weighted mean and covariance, so the layer is fitted with the confidence weights of the images.
+minimum at the weighted mean and covariance, so the layer is fitted with the confidence weights of the images where
+these are known before training (``cross_fit_folds``).
 """
 
 from __future__ import annotations
@@ -39,17 +40,25 @@ def weighted_moments(vectors: torch.Tensor, weights: torch.Tensor) -> tuple[torc
 
     Returns:
         Mean and standard deviation, shape ``(D,)`` each, in double precision. A feature that hardly varies (below a
-        thousandth of the mean standard deviation) gets 1, so that it is only shifted.
+        thousandth of the mean standard deviation, or a hundred-thousandth of its own size, which is rounding) gets 1,
+        so that it is only shifted.
 
     Example:
         >>> weighted_moments(torch.tensor([[0.0], [2.0], [9.0]]), torch.tensor([1.0, 1.0, 0.0]))
         (tensor([1.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
     """
+    mean, std, _ = _moments(vectors, weights)
+    return mean, std
+
+
+def _moments(vectors: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what :func:`weighted_moments` does, and which features vary."""
     shares = (weights / weights.sum()).double()[:, None]
     values = vectors.double()
     mean = (shares * values).sum(0)
     std = (shares * (values - mean).square()).sum(0).sqrt()
-    return mean, torch.where(std > 1e-3 * std.mean(), std, torch.ones_like(std))
+    varies = (std > 1e-3 * std.mean()) & (std > 1e-5 * mean.abs())
+    return mean, torch.where(varies, std, torch.ones_like(std)), varies
 
 
 def whitening_matrix(vectors: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,12 +75,17 @@ def whitening_matrix(vectors: torch.Tensor, weights: torch.Tensor) -> tuple[torc
     Returns:
         Mean of shape ``(D,)`` and matrix of shape ``(D, D)``, in double precision.
     """
-    mean, std = weighted_moments(vectors, weights)
+    mean, std, varies = _moments(vectors, weights)
     scaled = (vectors.double() - mean) / std * (weights / weights.mean()).double().sqrt()[:, None]
     shrinkage = float(ledoit_wolf_shrinkage(scaled.float().numpy(), assume_centered=True))
     correlation = scaled.T @ scaled / len(scaled)
-    identity = torch.eye(len(mean), dtype=torch.float64)
-    values, axes = torch.linalg.eigh((1.0 - shrinkage) * correlation + shrinkage * identity)
+    shrunk = (1.0 - shrinkage) * correlation + shrinkage * torch.eye(len(mean), dtype=torch.float64)
+    # A feature that hardly varies keeps its size; shrunk towards 1 alone, its variance would be blown up.
+    still = ~varies
+    shrunk[still] = 0.0
+    shrunk[:, still] = 0.0
+    shrunk[still, still] = 1.0
+    values, axes = torch.linalg.eigh(shrunk)
     return mean, axes @ torch.diag(values.clamp(min=1e-6).rsqrt()) @ axes.T / std
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from anomalib_comet.training_set import TrainingSet
 
@@ -49,13 +49,14 @@ def cross_fitted_scores(
     epochs: int,
     seed: int,
     weights: Mapping[str, float] | None = None,
-    anchor: Callable[[torch.Tensor], torch.Tensor] = lambda scores: scores,
+    start_at_zero: bool = True,
 ) -> tuple[list[str], torch.Tensor]:
     """Fit and train the detector briefly without each fold, and score the fold with it.
 
     A detector with parts that are fitted in closed form (``fit_statistics(training_set, weights, indices)``) has them
     fitted to the other folds first. The module's parameters and the global random state are left as they were. Scores
-    of different folds come from different models; each fold's are divided by their median before they are put together.
+    of different folds come from different models, and are brought to one scale before they are put together, see
+    :func:`on_one_scale`.
 
     Args:
         module: The Lightning module of the detector, at its initial parameters.
@@ -65,8 +66,7 @@ def cross_fitted_scores(
         seed: Seed of folds and of the order of images.
         weights: Confidence weight of each image by path, for the closed-form parts and the losses; ``None`` for all 1.
             Defaults to ``None``.
-        anchor: Brings the scores of a fold to start at zero, as :func:`.confidence.anchored_scores` does. Defaults to
-            leaving them as they are.
+        start_at_zero: Whether the detector's scores have a natural zero. Defaults to ``True``.
 
     Returns:
         Paths of all training images, and their scores of shape ``(N,)``.
@@ -97,13 +97,37 @@ def cross_fitted_scores(
                         losses.mean().backward()
                         optimizer.step()
                 fold_paths, fold_scores = training_set.scores(module, held_out.tolist())
-                fold_scores = anchor(fold_scores)
                 paths += fold_paths
-                scores.append(fold_scores / fold_scores.median().clamp(min=torch.finfo(fold_scores.dtype).tiny))
+                scores.append(on_one_scale(fold_scores, start_at_zero))
     finally:
         module.load_state_dict(initial)
         module.zero_grad(set_to_none=True)
     return paths, torch.cat(scores)
+
+
+def on_one_scale(scores: torch.Tensor, start_at_zero: bool) -> torch.Tensor:
+    """Bring the scores of a fold to a scale on which those of other folds can stand beside them.
+
+    Args:
+        scores: Scores of one fold, shape ``(N,)``.
+        start_at_zero: Whether they have a natural zero, which must stay where it is: they are divided by their median
+            then. Otherwise the median becomes 0 and the interquartile range 1; where that is zero, they are only
+            shifted.
+
+    Returns:
+        Tensor of shape ``(N,)``.
+
+    Example:
+        >>> on_one_scale(torch.tensor([2.0, 4.0, 6.0]), start_at_zero=True)
+        tensor([0.5000, 1.0000, 1.5000])
+        >>> on_one_scale(torch.tensor([2.0, 4.0, 6.0]), start_at_zero=False)
+        tensor([-1.,  0.,  1.])
+    """
+    q1, median, q3 = torch.quantile(scores, torch.tensor([0.25, 0.5, 0.75], dtype=scores.dtype))
+    if start_at_zero:
+        return scores / median.clamp(min=torch.finfo(scores.dtype).tiny)
+    spread = q3 - q1
+    return (scores - median) / (spread if float(spread) > 0 else 1.0)
 
 
 def _optimizer(module: Any) -> torch.optim.Optimizer:

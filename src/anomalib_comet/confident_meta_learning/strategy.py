@@ -229,9 +229,14 @@ class ConfidentMetaLearning(_Detector):
         """Return what training learnt about its images, or ``None`` before the first scores.
 
         Returns:
-            pd.DataFrame | None: Columns ``image_path``, ``anomaly_score`` and ``confidence_weight``.
+            pd.DataFrame | None: Columns ``image_path``, ``anomaly_score`` and ``confidence_weight``; the threshold t of
+                the run stands in ``attrs["threshold"]``.
         """
-        return self.confidence.frame() if self.confidence.scores else None
+        if not self.confidence.scores:
+            return None
+        frame = self.confidence.frame()
+        frame.attrs["threshold"] = self.confidence.threshold
+        return frame
 
     # ----------------------------------------------------------------------------------------------- training
     def on_train_start(self) -> None:
@@ -260,6 +265,11 @@ class ConfidentMetaLearning(_Detector):
                     group["weight_decay"] = 0.0
         if self.use_weights and self.cross_fit_folds and not self.confidence.weights:
             self._cross_fit()
+        elif self.use_weights and not self.cross_fit_folds and getattr(self, "feature_scaling", "") == "whiten":
+            logger.warning(
+                "feature_scaling=whiten without cross-fitting: the scaling does not know the confidence weights, which "
+                "then hardly act. Set cross_fit_folds, for DifferNet with cross_fit_epochs=0."
+            )
 
     def _cross_fit(self) -> None:
         """Cross-fit the first weights, and fit the detector's closed-form parts with them."""
@@ -275,9 +285,9 @@ class ConfidentMetaLearning(_Detector):
                 epochs=self.cross_fit_epochs,
                 seed=int(getattr(self, "seed", 0)),
                 weights=self.confidence.weights or None,
-                anchor=self.anchor,
+                start_at_zero=self.scores_start_at_zero,
             )
-            self.confidence.replace(paths, scores)
+            self.confidence.replace(paths, self.anchor(scores))
         if hasattr(self, "fit_statistics"):
             self.fit_statistics(training_set, self.confidence.weights)
 
@@ -295,6 +305,8 @@ class ConfidentMetaLearning(_Detector):
         self.patch_confidence.forget()
         self.loss_pairs.restore([])
         self.history.forget()
+        if hasattr(self, "fit_statistics"):
+            self.fit_statistics(TrainingSet(self))
 
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Return the soft confident loss of a batch, or the detector's own with all switches off.
@@ -439,11 +451,12 @@ class ConfidentMetaLearning(_Detector):
             **kwargs: Unused.
         """
         super().on_train_batch_end(*args, **kwargs)
-        if not self.trainer.is_last_batch:
+        stops_here = 0 < self.trainer.max_steps <= self.global_step
+        if not (self.trainer.is_last_batch or stops_here):
             return
         done = self.current_epoch + 1
         due = done >= self.warmup_epochs and (done - self.warmup_epochs) % self.refresh_epochs == 0
-        last = done == self.trainer.max_epochs
+        last = done == self.trainer.max_epochs or stops_here
         if last or (due and self.use_weights):
             self.refresh_confidence()
         self.history.close_epoch(self.current_epoch)

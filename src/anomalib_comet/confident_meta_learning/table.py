@@ -102,7 +102,8 @@ class ConfidenceTable:
         """Write :meth:`frame` as CSV, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        self.frame(truth).to_csv(partial, index=False)
+        # A file name need not be valid Unicode; it is written as the bytes that it has.
+        self.frame(truth).to_csv(partial, index=False, encoding="utf-8", errors="surrogateescape")
         partial.replace(path)
 
     def state(self) -> dict[str, Any]:

@@ -56,6 +56,9 @@ class FrozenFeatures(_Base):
             cache_gib (float): Bound of memory in GiB; 0 remembers nothing.
             seed (int): Seed of all random draws.
         """
+        if cache_gib < 0:
+            msg = f"cache_gib must not be negative, got {cache_gib}; 0 remembers nothing."
+            raise ValueError(msg)
         self._cache = FeatureCache(cache_gib)
         self._draws = 0
         self.seed = seed
@@ -161,6 +164,18 @@ class FrozenFeatures(_Base):
         """
         super().on_load_checkpoint(checkpoint)
         self._draws = int(checkpoint.get(DRAWS_KEY, 0))
+
+
+def check_image_size(image_size: Sequence[int]) -> tuple[int, int]:
+    """Return height and width in pixels, plain and above zero.
+
+    Raises:
+        ValueError: If ``image_size`` is anything else than two whole numbers above zero.
+    """
+    if len(image_size) != 2 or any(int(side) != side or side < 1 for side in image_size):  # noqa: PLR2004
+        msg = f"image_size must be a height and a width in pixels, e.g. (256, 256), got {tuple(image_size)}."
+        raise ValueError(msg)
+    return int(image_size[0]), int(image_size[1])
 
 
 def vectors_per_image(n_images: int) -> int:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from anomalib_comet.confident_meta_learning import ConfidentMetaLearning
-from anomalib_comet.confident_meta_learning.cross_fit import fold_indices
+from anomalib_comet.confident_meta_learning.cross_fit import fold_indices, on_one_scale
 
 
 class Distance(LightningModule):
@@ -135,3 +135,12 @@ def test_folds_part_the_images():
     assert [len(fold) for fold in folds] == [4, 3, 3]
     with pytest.raises(ValueError, match="needs as many training images, there are 2"):
         fold_indices(2, 3, seed=0)
+
+
+def test_folds_are_brought_to_one_scale():
+    scores = torch.tensor([2.0, 4.0, 6.0, 8.0, 40.0])
+    torch.testing.assert_close(on_one_scale(scores, start_at_zero=True), scores / 6.0)
+    torch.testing.assert_close(on_one_scale(scores, start_at_zero=False), (scores - 6.0) / 4.0)
+    shifted = on_one_scale(scores * 3.0 - 100.0, start_at_zero=False)
+    torch.testing.assert_close(shifted, on_one_scale(scores, start_at_zero=False))
+    assert on_one_scale(torch.tensor([5.0, 5.0]), start_at_zero=False).tolist() == [0.0, 0.0]

@@ -258,3 +258,22 @@ def test_both_is_the_geometric_mean_of_global_and_local():
 def test_wrong_scores_and_scalings_are_refused(wrong, said):
     with pytest.raises(ValueError, match=said):
         small_model(**wrong)
+
+
+def test_a_feature_that_does_not_vary_keeps_its_size():
+    vectors = torch.randn(500, 4) * 100.0
+    vectors[:, 2] = 7.0 + 1e-6 * torch.randn(500)
+    for kind in ("standardize", "whiten"):
+        scaling = FeatureScaling(4, kind)
+        scaling.fit(vectors, torch.ones(500))
+        moved = vectors[:1].clone()
+        moved[:, 2] += 1.0
+        change = scaling(moved) - scaling(vectors[:1])
+        torch.testing.assert_close(change, torch.tensor([[0.0, 0.0, 1.0, 0.0]]), atol=1e-4, rtol=1e-4)
+
+
+def test_equal_images_are_not_blown_up_to_rounding():
+    vectors = torch.full((8, 3), 0.3) + 1e-8 * torch.randn(8, 3)
+    scaling = FeatureScaling(3, "whiten")
+    scaling.fit(vectors, torch.ones(8))
+    assert scaling.matrix.abs().max() < 10

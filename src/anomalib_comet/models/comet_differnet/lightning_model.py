@@ -24,7 +24,10 @@ class CoMetDifferNet(ConfidentMetaLearning, DifferNet, AnomalibModule):  # type:
 
     scores_before_training = True  # distances in scaled features
 
-    # Of its own, although it adds nothing: the command line reads a parent's explanations of arguments only through
-    # the signature of a child.
+    # Of its own also because the command line reads a parent's explanations of arguments only through the signature of
+    # a child.
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if self.use_weights and self.cross_fit_folds and not self.cross_fit_epochs and self.feature_scaling == "none":
+            msg = "cross_fit_epochs=0 scores by scaled features: use feature_scaling=whiten, or at least 1 epoch."
+            raise ValueError(msg)

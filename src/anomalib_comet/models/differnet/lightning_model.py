@@ -33,6 +33,7 @@ from anomalib.visualization import Visualizer  # noqa: TC002  # the command line
 from anomalib_comet.models.frozen_features import (
     SCORE_BATCH,
     FrozenFeatures,
+    check_image_size,
     every_nth,
     resizing_pre_processor,
     vectors_per_image,
@@ -86,8 +87,8 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
             at random. Defaults to ``16``.
         feature_scaling (str): How features are scaled over the training set before they enter the flows (ours):
             ``"standardize"`` each to zero mean and unit variance, ``"whiten"`` to unit variance in every direction,
-            ``"none"`` as published. Under CoMet it is fitted with the confidence weights. Defaults to
-            ``"standardize"``.
+            ``"none"`` as published. Under CoMet with ``cross_fit_folds`` it is fitted with the confidence
+            weights. Defaults to ``"standardize"``.
         identity_start (bool): Whether the flows start as the identity, so that the first scores are Mahalanobis
             distances with ``feature_scaling="whiten"`` (ours). Defaults to ``False``.
         train_rotations (str): Poses of training images: ``"random"`` draws four random angles an image and step, as
@@ -147,7 +148,7 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
             msg = f"train_windows must be at least 1, got {train_windows}; n_windows=0 turns the anomaly map off."
             raise ValueError(msg)
         super().__init__(
-            pre_processor=self.configure_pre_processor((image_size[0], image_size[1]))
+            pre_processor=self.configure_pre_processor(check_image_size(image_size))
             if pre_processor is True
             else pre_processor,
             post_processor=post_processor,
@@ -181,6 +182,7 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         self.loss = DifferNetLoss()
         self.train_windows = train_windows
         self.train_rotations = train_rotations
+        self.feature_scaling = feature_scaling
         self.lr = lr
         self.remember_features(cache_gib, seed)
 
@@ -355,13 +357,15 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         # On a CPU one image at a time is 2.4 times as fast as 32 (activations stay in the cache), and an image's
         # features do not depend on its neighbours in a batch, so that a resumed run sees the same numbers.
         parts = images.split(1 if images.device.type == "cpu" else len(images))
-        features = [self._with_windows(*self.model.turned_features(part)) for part in parts]
+        with torch.autocast(images.device.type, enabled=False):  # the same in every precision, and after a resume
+            features = [self._with_windows(*self.model.turned_features(part)) for part in parts]
         return tuple(torch.cat(column) for column in zip(*features, strict=True))
 
     def _rotated_features(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Features over four random rotations of each image."""
         rotated = random_rotations(images, n_rotations=4, generator=generator)
-        features = self._with_windows(*self.model.features(rotated.flatten(0, 1)))
+        with torch.autocast(images.device.type, enabled=False):
+            features = self._with_windows(*self.model.features(rotated.flatten(0, 1)))
         return tuple(tensor.unflatten(0, rotated.shape[:2]) for tensor in features)
 
     def _sample_windows(

@@ -30,7 +30,13 @@ from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command
 from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
-from anomalib_comet.models.frozen_features import FrozenFeatures, every_nth, resizing_pre_processor, vectors_per_image
+from anomalib_comet.models.frozen_features import (
+    FrozenFeatures,
+    check_image_size,
+    every_nth,
+    resizing_pre_processor,
+    vectors_per_image,
+)
 from anomalib_comet.training_set import TrainingSet
 
 from .loss import SimpleNetLoss
@@ -76,7 +82,8 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
             for all, as published. Defaults to ``None``.
         feature_scaling (str): How features are scaled over the training set before they enter the adaptor (ours):
             ``"standardize"`` each to zero mean and unit variance, ``"whiten"`` to unit variance in every direction,
-            ``"none"`` as published. Under CoMet it is fitted with the confidence weights. Defaults to ``"none"``.
+            ``"none"`` as published. Under CoMet with ``cross_fit_folds`` it is fitted with the confidence
+            weights. Defaults to ``"none"``.
         sigma (float): Standard deviation of the anomaly map's Gaussian blur in pixels. Defaults to ``4.0``.
         cache_gib (float): Memory for remembered features in GiB, used where no training augmentation forbids it;
             images beyond it are computed anew. Defaults to ``2.0``.
@@ -133,11 +140,17 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         if (noise_std is not None and noise_std <= 0) or noise_scale <= 0:
             msg = f"noise_std and noise_scale must be above zero, got {noise_std} and {noise_scale}."
             raise ValueError(msg)
+        if margin <= 0 or adaptor_weight_decay < 0:
+            msg = (
+                "margin must be above zero and adaptor_weight_decay not negative, "
+                f"got {margin} and {adaptor_weight_decay}."
+            )
+            raise ValueError(msg)
         if train_patches is not None and train_patches < 1:
             msg = f"train_patches must be at least 1, got {train_patches}; leave it out to train on all patches."
             raise ValueError(msg)
         super().__init__(
-            pre_processor=self.configure_pre_processor(image_size, center_crop)
+            pre_processor=self.configure_pre_processor(check_image_size(image_size), center_crop)
             if pre_processor is True
             else pre_processor,
             post_processor=post_processor,
@@ -167,6 +180,7 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         )
         self.loss = SimpleNetLoss(margin)
         self.train_patches = train_patches
+        self.feature_scaling = feature_scaling
         self.cache_half = cache_half
         self.lr = lr
         self.adaptor_lr = adaptor_lr
@@ -397,6 +411,7 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         # On a CPU one image at a time is faster (activations stay in the cache), and an image's features do not depend
         # on its neighbours in a batch, so that a resumed run sees the same numbers.
         parts = images.split(1 if images.device.type == "cpu" else len(images))
-        features = torch.cat([self.model.features(part) for part in parts])
+        with torch.autocast(images.device.type, enabled=False):  # the same in every precision, and after a resume
+            features = torch.cat([self.model.features(part) for part in parts])
         # Rounded whether it is going to be remembered or not: training must not depend on how much memory there is.
         return (features.half() if self.cache_half else features,)
