@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -133,7 +134,7 @@ def test_images_that_training_did_not_see_are_all_scored_by_the_model(run, tmp_p
     model, datamodule, _ = run
     known = datamodule.train_data.samples["image_path"].tolist()[:5]
     other = datamodule.test_data.samples["image_path"].tolist()[:2]
-    assert audit_model(model, known, tmp_path).source.endswith("about its images.")
+    assert audit_model(model, known, tmp_path).source.startswith("Scores and weights are what training learnt")
     result = audit_model(model, known + other, tmp_path)
     assert "2 of 7 images are not in the table" in result.source
     assert result.table["anomaly_score"].notna().all()
@@ -247,6 +248,10 @@ def test_command_on_a_folder_with_broken_images(padim, tmp_path, capsys):
     assert "injected" not in table
 
 
+NONSENSE = ["--data", "ProceduralSurfaces", "--data.category", "nonsense"]
+RATIO = ["--data", "ContaminatedDataModule", "--data.ratio", "5", "--data.datamodule", "ProceduralSurfaces"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -256,22 +261,58 @@ def test_command_on_a_folder_with_broken_images(padim, tmp_path, capsys):
         (["--ckpt_path", "{ckpt}", "--images", "{images}", "--model", "Padims"], "did you mean Padim"),
         (["--ckpt_path", "{ckpt}", "--images", "{images}", "--model", "os.path.join"], "is no model of anomalib"),
         (["--ckpt_path", "{ckpt}", "--images", "{images}", "--model", "nowhere.Model"], "cannot be imported"),
-        (["--ckpt_path", "{ckpt}", "--images", "{images}", "--model", "CoMetDifferNet"], "does not fit CoMetDifferNet"),
+        (
+            ["--ckpt_path", "{ckpt}", "--images", "{images}", "--model", "CoMetDifferNet"],
+            "is no checkpoint of CoMetDifferNet",
+        ),
+        (["--ckpt_path", "{comet}", "--images", "{images}", "--model", "Padim"], "is no checkpoint of Padim: name the"),
+        (
+            ["--ckpt_path", "{text}", "--images", "{images}", "--model", "CoMetDifferNet"],
+            "it is no file that torch saves",
+        ),
+        (["--ckpt_path", "{bare}", "--images", "{large}"], "Padim fails on these images: The size of tensor"),
+        (
+            ["--ckpt_path", "{ckpt}", *NONSENSE],
+            "--data: ProceduralSurfaces cannot be made: Unknown category 'nonsense'",
+        ),
+        (["--ckpt_path", "{ckpt}", *RATIO], "--data: ContaminatedDataModule cannot be made: ratio must lie in [0, 1]"),
+        (["--ckpt_path", "{ckpt}", *RATIO[:-1], "nope.Nope"], "--data: No module named 'nope'"),
+        (["--ckpt_path", "{ckpt}", "--data", "Folder"], "is required but not provided"),
+        (
+            ["--ckpt_path", "{ckpt}", "--config", "{config}"],
+            "config.yaml: nope.Nope is no data module that is known here",
+        ),
+        (["--ckpt_path", "{ckpt}", "--abacus", "3"], "--abacus"),
         (["--ckpt_path", "{lost}", "--images", "{images}"], "name the class by --model"),
         (["--ckpt_path", "{unsafe}", "--images", "{images}", "--model", "Padim"], "cannot be loaded safely"),
         (["--ckpt_path", "{ckpt}", "--images", "{images}", "--device", "abacus"], "cannot be used here"),
         (["--ckpt_path", "{ckpt}", "--images", "{images}", "--thumbnail_size", "8"], "between 32 and 512"),
         (["--ckpt_path", "{ckpt}", "--images", "{images}", "--batch_size", "0"], "at least 1"),
         (["--ckpt_path", "{ckpt}", "--config", "nowhere.yaml"], "there is no file nowhere.yaml"),
-        (["--ckpt_path", "{ckpt}"], "Which images to audit is not known"),
+        (["--ckpt_path", "{lonely}"], "Which images to audit is not known"),
     ],
 )
-def test_command_says_in_one_sentence_what_is_wrong(arguments, message, padim, tmp_path, capsys):
+def test_command_says_in_one_sentence_what_is_wrong(arguments, message, padim, run, tmp_path, capsys):
     _, datamodule, ckpt, _ = padim
     (tmp_path / "empty").mkdir()
     shutil.copy(ckpt, tmp_path / "lost.ckpt")
     torch.save({"state_dict": {}, "hook": Path}, tmp_path / "unsafe.ckpt")
+    (tmp_path / "text.ckpt").write_text("epochs and losses\n" * 20)
+    state = torch.load(ckpt, weights_only=True)
+    state["anomalib_components_enabled"]["pre_processor"] = False
+    (tmp_path / "Padim").mkdir()
+    torch.save(state, tmp_path / "Padim" / "bare.ckpt")
+    shutil.copy(ckpt, tmp_path / "Padim" / "lonely.ckpt")
+    (tmp_path / "large").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "large" / "1.png")
+    (tmp_path / "config.yaml").write_text("data: {class_path: nope.Nope}")
     places = {
+        "comet": checkpoint(run[2]),
+        "text": tmp_path / "text.ckpt",
+        "bare": tmp_path / "Padim" / "bare.ckpt",
+        "large": tmp_path / "large",  # other than the images of training, and nobody resizes them
+        "lonely": tmp_path / "Padim" / "lonely.ckpt",
+        "config": tmp_path / "config.yaml",
         "ckpt": ckpt,
         "images": datamodule.root,
         "empty": tmp_path / "empty",
@@ -282,6 +323,77 @@ def test_command_says_in_one_sentence_what_is_wrong(arguments, message, padim, t
     said = capsys.readouterr().err
     assert message in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_a_device_without_memory_is_one_sentence(padim, capsys, monkeypatch):
+    _, datamodule, ckpt, _ = padim
+
+    def exhausted(*_args, **_kwargs):
+        msg = "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has\na lot to say"
+        raise torch.OutOfMemoryError(msg)
+
+    arguments = ["--ckpt_path", str(ckpt), "--images", str(datamodule.root), "--device", "cpu"]
+    monkeypatch.setattr("anomalib_comet.audit.command.audit_model", exhausted)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err.strip()
+    assert "cpu has too little memory: lower --batch_size" in said
+    assert len(said.splitlines()) == 1
+    monkeypatch.setattr("anomalib_comet.audit.command._restored", lambda *_: SimpleNamespace(to=exhausted))
+    assert main(arguments) == 2
+    assert "too little memory" in capsys.readouterr().err
+
+
+def test_images_of_a_run_that_left_no_table_in_its_checkpoint(run, tmp_path, capsys):
+    """Paths come from the table beside the run, scores from the model."""
+    _, datamodule, folder = run
+    early = tmp_path / "CoMetDifferNet" / "v0"
+    checkpoint(early).parent.mkdir(parents=True)
+    state = torch.load(checkpoint(folder), weights_only=True)
+    table = next(value for value in _dictionaries(state) if "confidence_weight" in value)
+    table.update(image_path=[], anomaly_score=torch.zeros(0), confidence_weight=torch.zeros(0), threshold=None)
+    torch.save(state, checkpoint(early))
+    assert main(["--ckpt_path", str(checkpoint(early))]) == 2
+    assert "Which images to audit is not known" in capsys.readouterr().err
+    paths = sorted(datamodule.train_data.samples["image_path"])
+    for name, listed in (("audit.csv", paths[:5]), ("confidence_weights.csv", paths)):
+        wrong = pd.DataFrame({"image_path": listed, "anomaly_score": -1.0, "confidence_weight": -1.0})
+        wrong.to_csv(early / name, index=False)
+        assert main(["--ckpt_path", str(checkpoint(early)), "--output", str(tmp_path / "out")]) == 0
+        said = capsys.readouterr().out
+        assert f"The images are those of {early / name}" in said
+        assert "model's own predictions" in said
+        assert sorted(read(tmp_path / "out")["image_path"]) == listed
+        assert (read(tmp_path / "out")["anomaly_score"] != -1).all()
+
+
+def _dictionaries(value):
+    """All dictionaries in a checkpoint."""
+    if isinstance(value, dict):
+        yield value
+        for inner in value.values():
+            yield from _dictionaries(inner)
+
+
+def test_the_threshold_is_that_of_the_run(run, tmp_path, monkeypatch):
+    model, datamodule, _ = run
+    paths = datamodule.train_data.samples["image_path"].tolist()
+    own = model.training_frame()
+    values = own["anomaly_score"]
+    tukey = values.quantile(0.75) + 1.5 * (values.quantile(0.75) - values.quantile(0.25))
+    for threshold, expected in ((model.confidence.threshold, model.confidence.threshold), (None, tukey)):
+        own.attrs["threshold"] = threshold
+        monkeypatch.setattr(model, "training_frame", own.copy)
+        result = audit_model(model, paths, tmp_path, maps=0)
+        text = result.page_path.read_text(encoding="utf-8")
+        assert json.loads(re.search(r'"fence":([^,]+),', text)[1]) == pytest.approx(expected)
+        assert ("The run's own threshold is t" in result.source) == (threshold is not None)
+        assert "use_weights" not in result.source
+    assert model.confidence.threshold < 0.99 * tukey  # by kappa 0.5
+    monkeypatch.setattr(model, "use_weights", False)
+    assert "None counted in this training" in audit_model(model, paths, tmp_path, maps=0).source
+    # Scores of the model's own have no threshold of the run.
+    monkeypatch.setattr(model, "training_frame", lambda: own.iloc[:3])
+    assert "threshold" not in audit_model(model, paths, tmp_path, maps=0).source
 
 
 def test_help_and_interruption(padim, capsys, monkeypatch):

@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import pickle
 import sys
+import zipfile
+from argparse import ArgumentError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 import yaml
 from anomalib.data import AnomalibDataModule
@@ -25,20 +29,24 @@ from .callback import run_title
 from .report import Audit, audit_model, check_settings, training_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    import pandas as pd
     from jsonargparse import Namespace
 
+logger = logging.getLogger(__name__)
+
 CONFIG_NAME = "config.yaml"
+LISTS = ("confidence_weights.csv", "audit.csv")
+"""Tables beside a run that name its training images, for a checkpoint that does not."""
+
 RUN_LAYOUT = "results/<Model>/<data>/<category>/vN/weights/lightning/model.ckpt"
 
 DESCRIPTION = """\
 List the suspicious images of a training set: writes audit.csv and audit.html.
 
 The images are those of --images or --data; else those of the data in the run's config.yaml, or in --config; else those
-that the checkpoint knows. Where the model kept a table of its training images (CoMet's do), scores and weights are
-taken from there; any other model of anomalib scores the images itself.
+that the checkpoint knows, or a table beside the run. Where the model kept a table of its training images (CoMet's do),
+scores and weights are taken from there; any other model of anomalib scores the images itself.
 """
 
 
@@ -48,7 +56,7 @@ class AuditError(Exception):
 
 def parser() -> ArgumentParser:
     """Return the parser of the command's arguments."""
-    arguments = ArgumentParser(prog="anomalib-comet audit", description=DESCRIPTION)
+    arguments = ArgumentParser(prog="anomalib-comet audit", description=DESCRIPTION, exit_on_error=False)
     arguments.add_argument(
         "--ckpt_path", type=str, required=True, help=f"Checkpoint of a trained model, usually {RUN_LAYOUT}."
     )
@@ -134,9 +142,8 @@ def main(args: Sequence[str]) -> int:
 def _run(args: Sequence[str], console: Console) -> Audit:
     command = parser()
     config_path, config = _configuration(_early_options(args))
-    if config.get("data"):
-        command.set_defaults({"data": config["data"]})
-    options = command.parse_args(list(args))
+    data_from = f"data in {config_path}" if config.get("data") else "--data"
+    options = _options(command, args, config.get("data"), data_from)
     _check_numbers(options)
     checkpoint = _checkpoint(options.ckpt_path)
     # An unknown folder or model is reported before anything heavy is loaded.
@@ -144,15 +151,18 @@ def _run(args: Sequence[str], console: Console) -> Audit:
     model_class = _model_class(options, config, checkpoint, config_path)
     device = _device(options.device)
     run = run_folder(checkpoint)
+    datamodule = None
+    if folder_images is None and options.data is not None:
+        datamodule = _datamodule(command, options, data_from)
 
-    model = _restored(model_class, checkpoint).to(device).eval()
+    model = _on(device, _restored(model_class, checkpoint))
     truth: pd.DataFrame | None = None
     if folder_images is not None:
         paths = folder_images
-    elif options.data is not None:
-        paths, truth = _of_datamodule(command.instantiate_classes(options).data)
+    elif datamodule is not None:
+        paths, truth = _of_datamodule(datamodule)
     else:
-        paths = _known_to(model)
+        paths = _known_to(model) or _listed_beside(run, console)
     with _progress(console) as progress:
         task = progress.add_task("Images", total=len(paths))
         try:
@@ -168,12 +178,17 @@ def _run(args: Sequence[str], console: Console) -> Audit:
                 maps=options.maps,
                 advance=lambda done: progress.advance(task, done),
             )
+        except RuntimeError as error:
+            msg = f"{model_class.__name__} fails on these images: {_sentence(error)}"
+            raise AuditError(_without_memory(error, device) or msg) from error
         except (ValueError, TypeError, OSError) as error:
             raise AuditError(_sentence(error)) from error
 
 
 def images_below(folder: Path) -> list[str]:
     """Return the absolute paths of all image files below a folder, in order.
+
+    Links to folders are followed; a folder with several names is read once, by a name without links if it has one.
 
     Args:
         folder: The folder.
@@ -186,7 +201,7 @@ def images_below(folder: Path) -> list[str]:
         raise AuditError(msg)
     found = [
         os.path.join(os.path.abspath(where), name)  # noqa: PTH100, PTH118  # links stay as the training saw them
-        for where, _, names in os.walk(folder)
+        for where, names in _folders_below(folder)
         for name in names
         if Path(name).suffix.lower() in IMG_EXTENSIONS
     ]
@@ -194,6 +209,22 @@ def images_below(folder: Path) -> list[str]:
         msg = f"--images: there is no image below {folder} ({', '.join(sorted(IMG_EXTENSIONS))})."
         raise AuditError(msg)
     return sorted(found)
+
+
+def _folders_below(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Give all folders with the names in them, each once, whatever loops their links make."""
+    seen: set[str] = set()
+    waiting = [str(folder)]
+    for top in waiting:  # which grows: links come after everything that is reached without them
+        for where, folders, names in os.walk(top):
+            real = os.path.realpath(where)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            inside = (os.path.join(where, name) for name in sorted(folders))  # noqa: PTH118
+            waiting += [path for path in inside if os.path.islink(path)]  # noqa: PTH114
+            yield where, names
 
 
 def run_folder(checkpoint: Path) -> Path:
@@ -241,6 +272,30 @@ def _configuration(options: Any) -> tuple[Path | None, dict[str, Any]]:
     if options.images is not None or options.data is not None:
         config = {**config, "data": None}
     return path, config
+
+
+def _options(command: ArgumentParser, args: Sequence[str], data: Any, data_from: str) -> Namespace:
+    """Return the parsed command line, with the data of a configuration as defaults."""
+    try:
+        if data:
+            command.set_defaults({"data": data})
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        name = data.get("class_path", data) if isinstance(data, dict) else data
+        msg = f"{data_from}: {name} is no data module that is known here: {_innermost(error)}"
+        raise AuditError(msg) from error
+    try:
+        return command.parse_args(list(args))
+    except ArgumentError as error:
+        of_data = 'key "data' in str(error).partition("\n")[0]
+        raise AuditError(f"{data_from}: {_innermost(error)}" if of_data else _innermost(error)) from error
+
+
+def _datamodule(command: ArgumentParser, options: Namespace, data_from: str) -> AnomalibDataModule:
+    try:
+        return command.instantiate_classes(options).data
+    except Exception as error:
+        msg = f"{data_from}: {options.data.class_path.rpartition('.')[2]} cannot be made: {_innermost(error)}"
+        raise AuditError(msg) from error
 
 
 def _check_numbers(options: Namespace) -> None:
@@ -337,34 +392,74 @@ def _restored(model_class: type[AnomalibModule], checkpoint: Path) -> AnomalibMo
     overrides: dict[str, Any] = {"pre_trained": False} if "pre_trained" in accepted else {}
     try:
         return model_class.load_from_checkpoint(checkpoint, map_location="cpu", **overrides)
-    except pickle.UnpicklingError as error:
-        msg = f"{checkpoint} cannot be loaded safely, as plain data: is it a checkpoint of anomalib's engine?"
-        raise AuditError(msg) from error
     except Exception as error:
-        msg = f"{checkpoint} does not fit {model_class.__name__}: {_sentence(error)}"
-        raise AuditError(msg) from error
+        logger.debug("%s as %s", checkpoint, model_class.__name__, exc_info=True)
+        raise AuditError(_misfit(model_class, checkpoint, error)) from error
+
+
+def _misfit(model_class: type[AnomalibModule], checkpoint: Path, error: Exception) -> str:
+    """Say why a model cannot be made from a file."""
+    if isinstance(error, PermissionError):
+        return f"--ckpt_path: {checkpoint} may not be read."
+    name = model_class.__name__
+    if not zipfile.is_zipfile(checkpoint):
+        return f"{checkpoint} is no checkpoint of {name}: it is no file that torch saves, or a part of one."
+    if isinstance(error, pickle.UnpicklingError):
+        return f"{checkpoint} cannot be loaded safely, as plain data: is it a checkpoint of anomalib's engine?"
+    if isinstance(error, (TypeError, KeyError, IndexError, AttributeError)):
+        # These come from deep within, of settings or parameters that the model does not know, and say nothing.
+        return f"{checkpoint} is no checkpoint of {name}: name the class of the model that wrote it by --model."
+    return f"{checkpoint} is no checkpoint of {name}, or of another version of it: {_sentence(error)}"
+
+
+def _on(device: torch.device, model: AnomalibModule) -> AnomalibModule:
+    try:
+        return model.to(device).eval()
+    except RuntimeError as error:
+        msg = f"--device: {type(model).__name__} cannot be moved to {device}: {_sentence(error)}"
+        raise AuditError(_without_memory(error, device) or msg) from error
+
+
+def _without_memory(error: RuntimeError, device: torch.device) -> str | None:
+    """Say what helps against an error if the device has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+        return f"{device} has too little memory: lower --batch_size, or choose another --device. ({_sentence(error)})"
+    return None
 
 
 def _of_datamodule(datamodule: AnomalibDataModule) -> tuple[list[str], pd.DataFrame | None]:
     try:
         datamodule.prepare_data()
         datamodule.setup("fit")
+        paths = [str(path) for path in datamodule.train_data.samples["image_path"]]
     except Exception as error:
         msg = f"--data: {type(datamodule).__name__} cannot read its images: {_sentence(error)}"
         raise AuditError(msg) from error
-    paths = [str(path) for path in datamodule.train_data.samples["image_path"]]
     return paths, getattr(datamodule, "contamination", None)
 
 
 def _known_to(model: AnomalibModule) -> list[str]:
     frame = training_frame(model)
-    if frame is None:
-        msg = (
-            "Which images to audit is not known: name a folder by --images, or the data by --data or --config "
-            "(there is no config.yaml beside the run, and the checkpoint keeps no list of its training images)."
-        )
-        raise AuditError(msg)
-    return frame["image_path"].tolist()
+    return [] if frame is None else frame["image_path"].tolist()
+
+
+def _listed_beside(run: Path, console: Console) -> list[str]:
+    """Return the images of a table beside the run: a training that was stopped early left none in its checkpoint."""
+    for path in (run / name for name in LISTS):
+        try:
+            table = pd.read_csv(
+                path, usecols=["image_path"], dtype=str, keep_default_na=False, encoding_errors="surrogateescape"
+            )
+        except (OSError, ValueError):
+            continue
+        if len(table):
+            console.print(f"The images are those of {path}; the checkpoint keeps no list of its own.", markup=False)
+            return table["image_path"].tolist()
+    msg = (
+        "Which images to audit is not known: name a folder by --images, or the data by --data or --config "
+        "(neither config.yaml nor a table is beside the run, and the checkpoint keeps no list of its training images)."
+    )
+    raise AuditError(msg)
 
 
 def _progress(console: Console) -> Progress:
@@ -376,6 +471,15 @@ def _sentence(error: BaseException) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines else type(error).__name__
     return text if len(text) <= 400 else f"{text[:400]}..."  # noqa: PLR2004
+
+
+def _innermost(error: BaseException) -> str:
+    """Return what a parser's error is about, which stands at the bottom of a tree of everything that was tried."""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip()]
+    end = next((k for k, line in enumerate(lines) if line.startswith("Given value")), len(lines))
+    tried = [line for line in lines[:end] if line and line != "Expected a <class 'NoneType'>"]
+    start = max((k + 1 for k, line in enumerate(tried[:-1]) if line.endswith(":")), default=0)
+    return _sentence(ValueError("\n".join(tried[start:]))) if tried else type(error).__name__
 
 
 def _printable(path: str) -> str:

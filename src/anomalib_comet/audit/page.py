@@ -43,8 +43,8 @@ class Facts:
     Attributes:
         title: Name of the run.
         source: Sentence that says where scores and weights come from.
-        fence: Score above which a weight would fall below 1, the first position of the slider; ``None`` if there is
-            none.
+        fence: First position of the slider: the run's own threshold, above which its weights fall below 1, or else the
+            fence Q3 + 1.5 (Q3 - Q1) of the scores; ``None`` if there is none.
         thumbnail_size: Longest side of the thumbnails in pixels.
         limits: Map values of no colour and of full colour, or ``None`` without heat maps.
         left_out: Images of the table that the page does not show.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,8 @@ def audit_model(
     """Write table and page of the images that a model was trained on.
 
     Where the model offers ``training_frame()`` (columns ``image_path``, ``anomaly_score``, ``confidence_weight``) and
-    that table holds all images, scores and weights are taken from there. Otherwise the model scores the images itself.
+    that table holds all images, scores and weights are taken from there, and the page's threshold from its
+    ``attrs["threshold"]`` if there is one. Otherwise the model scores the images itself.
 
     Args:
         model (AnomalibModule): The model, on the device on which it shall run.
@@ -181,17 +183,17 @@ def audit_model(
         path = paths[0]
         msg = f"None of the {len(paths)} images can be read; {path}: {looks[path].problem}"
         raise ValueError(msg)
-    learnt, reason = _learnt(model, readable)
+    learnt, threshold, reason = _learnt(model, readable)
     if learnt is not None:
         found = learnt.reindex([_key(path) for path in paths])
         scores, weights = found["anomaly_score"].to_numpy(), found["confidence_weight"].to_numpy()
-        source = FROM_TRAINING
+        source = _said_of_training(model, threshold)
     else:
         scores, weights = np.array([looks[path].score for path in paths]), None
         _check_finite(scores[[not looks[path].problem for path in paths]])
         source = f"{FROM_PREDICTIONS} {reason}"
     table = suspicion_table(paths, scores, weights, truth)
-    return _write(table, looks, Path(output), source, title, limit, thumbnail_size)
+    return _write(table, looks, Path(output), source, title, limit, thumbnail_size, threshold)
 
 
 def check_settings(limit: int | None, thumbnail_size: int, maps: int = 0) -> None:
@@ -223,23 +225,38 @@ def training_frame(model: Any) -> pd.DataFrame | None:
         model: Any Lightning module.
 
     Returns:
-        Columns ``image_path``, ``anomaly_score`` and ``confidence_weight``, or ``None``.
+        Columns ``image_path``, ``anomaly_score`` and ``confidence_weight``, or ``None``. ``attrs["threshold"]`` may
+        hold the run's own threshold t, above which its weights fall below 1.
     """
     offered = getattr(model, "training_frame", None)
     frame = offered() if callable(offered) else None
     return None if frame is None or frame.empty else frame
 
 
-def _learnt(model: Any, readable: Sequence[str]) -> tuple[pd.DataFrame | None, str]:
+def _learnt(model: Any, readable: Sequence[str]) -> tuple[pd.DataFrame | None, float | None, str]:
+    """Return the table of training by key and its threshold, or why it cannot be used."""
     frame = training_frame(model)
     if frame is None:
-        return None, "The model keeps no table of its training images."
+        return None, None, "The model keeps no table of its training images."
+    threshold = frame.attrs.get("threshold")  # at once: hardly an operation of pandas promises to keep it
+    if threshold is not None:
+        threshold = float(threshold) if math.isfinite(threshold) else None
     learnt = frame.set_index(frame["image_path"].map(_key))
     learnt = learnt[~learnt.index.duplicated()]
     missing = sum(_key(path) not in learnt.index for path in readable)
     if missing:
-        return None, f"{missing} of {len(readable)} images are not in the table that training left in the checkpoint."
-    return learnt, ""
+        reason = f"{missing} of {len(readable)} images are not in the table that training left in the checkpoint."
+        return None, None, reason
+    return learnt, threshold, ""
+
+
+def _said_of_training(model: Any, threshold: float | None) -> str:
+    said = [FROM_TRAINING]
+    if threshold is not None:
+        said.append(f"The run's own threshold is t = {threshold:.6g}.")
+    if getattr(model, "use_weights", True) is False:
+        said.append("None counted in this training (use_weights: false): they are what the rule would give.")
+    return " ".join(said)
 
 
 def _key(path: str) -> str:
@@ -261,6 +278,7 @@ def _write(
     title: str,
     limit: int | None,
     thumbnail_size: int,
+    threshold: float | None = None,
 ) -> Audit:
     table["status"] = ["unreadable" if looks[path].problem else "ok" for path in table["image_path"]]
     shown = table if limit is None else table.head(limit)
@@ -273,7 +291,8 @@ def _write(
         for path in shown["image_path"]
     }
     evaluation = evaluate(table)
-    facts = Facts(title, source, _fence(table), thumbnail_size, limits, left_out=len(table) - len(shown))
+    fence = _fence(table) if threshold is None else threshold
+    facts = Facts(title, source, fence, thumbnail_size, limits, left_out=len(table) - len(shown))
     output.mkdir(parents=True, exist_ok=True)
     result = Audit(
         table=table,
@@ -307,7 +326,7 @@ def _write_csv(table: pd.DataFrame, path: Path) -> None:
 
 
 def _fence(table: pd.DataFrame) -> float | None:
-    """Return the score t above which the weights of these scores fall below 1."""
+    """Return the fence t = Q3 + 1.5 (Q3 - Q1) of scores that come without a threshold of their own."""
     scores = torch.from_numpy(table["anomaly_score"].dropna().to_numpy(dtype=np.float64).copy())
     if not len(scores):
         return None
