@@ -32,6 +32,15 @@ TINY_SIMPLENET = {
     "hidden_units": 16,
 }
 
+TINY_FUN_AD = {
+    "backbone": "gabor",
+    "layers": ["scale3", "scale4"],
+    "image_size": (64, 64),
+    "image_descriptor": "pooled",
+    "hidden_units": [32, 16],
+    "lr": 1e-3,
+}
+
 
 def surfaces(root, **kwargs):
     """A few small images, a quarter of the training set defective."""

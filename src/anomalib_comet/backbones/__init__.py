@@ -10,6 +10,7 @@ Every model of this package builds its features here, with arguments of the same
 from .extractor import DEFAULT_LAYERS, FrozenBackbone, keep_checkpoint_weights
 from .feature_cache import FeatureCache
 from .gabor import GaborBank
+from .patches import PatchDescriptors, TokenBackbone
 from .scaling import FeatureScaling, check_scaling, weighted_moments, whitening_matrix
 from .timm_names import timm_name_without_download
 
@@ -19,6 +20,8 @@ __all__ = [
     "FeatureScaling",
     "FrozenBackbone",
     "GaborBank",
+    "PatchDescriptors",
+    "TokenBackbone",
     "check_scaling",
     "keep_checkpoint_weights",
     "timm_name_without_download",
