@@ -349,7 +349,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             # Until it is fitted the scaling is the identity: these are the features as they are.
             self.model.fit_scaling(*some())
         tokens, vectors = some()
-        self._spread = torch.cat([tokens.std(0, correction=0), vectors.std(0, correction=0)])
+        self._spread = torch.cat([(part - part.mean(0)).square().mean(0).sqrt() for part in (tokens, vectors)])
 
     # ------------------------------------------------------------------------------------------ bank and pseudo-labels
     def on_train_epoch_start(self) -> None:

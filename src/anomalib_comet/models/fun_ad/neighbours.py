@@ -47,7 +47,8 @@ def nearest(
         engine: ``"faiss"`` (``IndexFlatL2``, on the GPU where the installed faiss has GPUs and there is one),
             ``"torch"``, or ``"auto"``: faiss for vectors on the CPU and wherever it has a GPU, else torch. Where more
             than :data:`FILTERED` vectors of the bank are excluded a query, torch is used whatever is asked for. Both
-            give equal distances up to rounding. Defaults to ``"auto"``.
+            find by matrix products; the distances themselves are then computed from differences, so that they are
+            equal, and that of a duplicate is exactly zero. Defaults to ``"auto"``.
 
     Returns:
         Distances of shape ``(Q, k)``, ascending, in single precision, and indices of shape ``(Q, k)``, on the device
@@ -78,8 +79,10 @@ def nearest(
     on_cpu = query.device.type == "cpu"
     with_faiss = engine == "faiss" or (engine == "auto" and (on_cpu or faiss_gpus() > 0))
     if with_faiss and excluded <= FILTERED and len(bank) and len(query):
-        return _nearest_faiss(query, bank, k, exclude, excluded)
-    return _nearest_torch(query, bank, k, exclude)
+        found = _nearest_faiss(query, bank, k, exclude, excluded)
+    else:
+        found = _nearest_torch(query, bank, k, exclude)
+    return _exact(query, bank, found[1]), found[1]
 
 
 def mutual_pairs(neighbour: torch.Tensor) -> torch.Tensor:
@@ -153,8 +156,6 @@ def _nearest_faiss(
         found = [index.search(part.cpu().contiguous().numpy(), wanted) for part in query.split(BLOCK)]
     distances = torch.cat([torch.from_numpy(d) for d, _ in found]).to(query.device)
     indices = torch.cat([torch.from_numpy(i) for _, i in found]).to(query.device)
-    # The expanded square of faiss may round below zero.
-    distances = distances.clamp(min=0.0)
     if exclude is not None:
         own = exclude[1][indices] == exclude[0][:, None]
         distances = distances.masked_fill(own, torch.inf)
@@ -177,11 +178,25 @@ def _nearest_torch(
         if exclude is not None:
             own = exclude[1][None] == exclude[0][start : start + size, None]
             distances = distances.masked_fill_(own, torch.inf)
-        smallest, where = _smallest(distances, None, k)
-        parts.append(((smallest + part.square().sum(1, keepdim=True)).clamp(min=0.0), where))
+        parts.append(_smallest(distances, None, k))
     if not parts:
         return query.new_zeros(0, k), torch.zeros(0, k, dtype=torch.long, device=query.device)
     return torch.cat([d for d, _ in parts]), torch.cat([i for _, i in parts])
+
+
+def _exact(query: torch.Tensor, bank: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Return the squared distances to bank vectors by their positions, infinity for -1."""
+    distances = query.new_full(where.shape, torch.inf)
+    if not len(bank) or not query.shape[1]:
+        return distances if query.shape[1] else distances.masked_fill(where >= 0, 0.0)
+    size = max(1, CHUNK_VALUES // query.shape[1])
+    for start in range(0, len(query), size):
+        part = slice(start, start + size)
+        for column in range(where.shape[1]):
+            found = where[part, column]
+            squares = (query[part] - bank[found.clamp(min=0)]).square().sum(1)
+            distances[part, column] = squares.masked_fill(found < 0, torch.inf)
+    return distances
 
 
 def _smallest(distances: torch.Tensor, indices: torch.Tensor | None, k: int) -> tuple[torch.Tensor, torch.Tensor]:
