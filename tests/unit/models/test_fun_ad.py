@@ -362,17 +362,13 @@ def prepared(features, **kwargs):
     store = FeatureStore([f"{k}.png" for k in range(len(features))], n_patches * n_patch, "key", "memory")
     store.write(range(len(features)), features.flatten(1))
     store.finish()
-    model._store = store
-    model._forget_other_images()
-    model._fit_statistics()
-    model.log = lambda *args, **kwargs: None
+    model.use_features(store)
     return model
 
 
 def steps(model, n_images):
     """Rebuild and take a step on all images; return the loss."""
-    model._trainer = None
-    model.rebuild()
+    model.rebuild(0)
     loss = model.batch_loss(range(n_images), torch.Generator().manual_seed(0))
     loss.backward()
     return loss
@@ -381,7 +377,7 @@ def steps(model, n_images):
 @pytest.mark.parametrize("exclude", ["patch", "image"])
 @pytest.mark.parametrize("scope", ["batch", "epoch", "robust"])
 @pytest.mark.parametrize("case", ["one", "constant", "duplicates", "few"])
-def test_degenerate_training_sets_have_a_finite_loss(case, scope, exclude, monkeypatch):
+def test_degenerate_training_sets_have_a_finite_loss(case, scope, exclude):
     generator = torch.Generator().manual_seed(0)
     features = {
         "one": torch.randn(1, 64, 22, generator=generator),
@@ -389,7 +385,6 @@ def test_degenerate_training_sets_have_a_finite_loss(case, scope, exclude, monke
         "duplicates": torch.randn(1, 64, 22, generator=generator).expand(4, -1, -1),
         "few": torch.randn(3, 64, 22, generator=generator),
     }[case]
-    monkeypatch.setattr(FunAd, "current_epoch", 0)
     for scaling in ("none", "whiten"):
         model = prepared(features, scope=scope, exclude=exclude, synthetic_noise=0.5, feature_scaling=scaling)
         assert torch.isfinite(steps(model, len(features)))
@@ -401,7 +396,6 @@ def test_degenerate_training_sets_have_a_finite_loss(case, scope, exclude, monke
 
 
 def test_an_images_own_patches_do_not_count_where_excluded(monkeypatch):
-    monkeypatch.setattr(FunAd, "current_epoch", 0)
     # A defect whose patches are alike: by itself its nearest relatives are in its own image.
     features = torch.randn(6, 64, 22, generator=torch.Generator().manual_seed(0)) * 0.1
     features[2, 10:14] += 30.0
@@ -410,12 +404,11 @@ def test_an_images_own_patches_do_not_count_where_excluded(monkeypatch):
     by_image = prepared(features, exclude="image", **bank_of_all)
     monkeypatch.setattr("anomalib_comet.models.fun_ad.lightning_model.draw_bank", lambda allowed, generator: allowed)
     for model in (by_patch, by_image):
-        model.rebuild()
+        model.rebuild(0)
     assert by_patch._distances[2, 10:14].max() < by_image._distances[2, 10:14].min() / 50
 
 
-def test_bank_is_bounded_and_takes_patches_of_every_image(monkeypatch):
-    monkeypatch.setattr(FunAd, "current_epoch", 0)
+def test_bank_is_bounded_and_takes_patches_of_every_image():
     model = prepared(torch.randn(8, 64, 22), bank_vectors=50)
     bank, owners = model._bank(torch.tensor([1, 3, 4, 6, 7]), torch.Generator().manual_seed(0))
     assert bank.shape == (50, 22)
@@ -425,8 +418,7 @@ def test_bank_is_bounded_and_takes_patches_of_every_image(monkeypatch):
     assert torch.allclose(bank[mine], adapted[owners[mine] % 64])
 
 
-def test_perturbed_scores_are_used_for_uncertain_pseudo_anomalies_only(monkeypatch):
-    monkeypatch.setattr(FunAd, "current_epoch", 0)
+def test_perturbed_scores_are_used_for_uncertain_pseudo_anomalies_only():
     model = prepared(torch.randn(3, 64, 22), noise_scale=5.0)
     token, patches = model._features(range(3))
     scaled = torch.rand(3, 64, generator=torch.Generator().manual_seed(0))

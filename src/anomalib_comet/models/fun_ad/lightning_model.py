@@ -284,7 +284,15 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         """Collect the features of all training images and fit what is fitted in closed form."""
         super().on_train_start()
         self._close_store()  # of a fit that an exception has ended
-        self._store = self._collect(TrainingSet(self))
+        self.use_features(self._collect(TrainingSet(self)))
+
+    def use_features(self, store: FeatureStore) -> None:
+        """Train on the features of a complete store: take over its images and fit what is fitted in closed form.
+
+        Args:
+            store (FeatureStore): Features of the training images.
+        """
+        self._store = store
         self._forget_other_images()
         self._fit_statistics()
 
@@ -358,13 +366,21 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         age = self.current_epoch - self._rebuilt_at
         # Negative where another fit went before.
         if self._rebuilt_at < 0 or not 0 <= age < self.rebuild_epochs:
-            self.rebuild()
+            self.rebuild(self.current_epoch)
+            self.log("bank_images", float(self._in_bank.sum()), batch_size=len(self._paths))
+            if self.scope != "batch":
+                share = pseudo_labels(self._all_scaled()).float().mean()
+                self.log("pseudo_anomalies", share, batch_size=len(self._paths))
 
     @torch.no_grad()
-    def rebuild(self) -> None:
-        """Rebuild the memory bank from the images that score lowest, and every patch's distance to it."""
-        # By the epoch, not by the number of draws: a resumed run draws the same, and so do all processes.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.current_epoch)
+    def rebuild(self, epoch: int) -> None:
+        """Rebuild the memory bank from the images that score lowest, and every patch's distance to it.
+
+        Args:
+            epoch (int): Number of the epoch. The draw depends on it and the seed only, not on how many there were
+                before: a resumed run draws the same, and so do all processes.
+        """
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         with evaluating(self.model):
             self._image_scores = torch.cat(
                 [self.model.image_scores(self.model.local_net(*self._features(c))[1]).cpu() for c in self._chunks()]
@@ -376,12 +392,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             self._distances = torch.cat([self._chunk_distances(chunk, bank, owners) for chunk in self._chunks()])
         self._in_bank = torch.zeros(len(self._paths), dtype=torch.bool)
         self._in_bank[images] = True
-        self._rebuilt_at = self.current_epoch
+        self._rebuilt_at = epoch
         self._scaled = None
-        share = pseudo_labels(self._all_scaled()).float().mean() if self.scope != "batch" else None
-        if share is not None:
-            self.log("pseudo_anomalies", share, batch_size=len(self._paths))
-        self.log("bank_images", float(len(images)), batch_size=len(self._paths))
 
     def _bank(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the bank's vectors ``(M, d)`` and the number of the patch that each one is, ``(M,)``."""
