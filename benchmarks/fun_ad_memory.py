@@ -63,7 +63,7 @@ def one(n_images: int, place: str, bank_vectors: int) -> dict[str, float]:
     times["rebuild"] = time.perf_counter()
     model.rebuild(0)
     times["steps"] = time.perf_counter()
-    optimizer = model.configure_optimizers()
+    optimizer = torch.optim.RMSprop(model.model.local_net.parameters(), lr=model.lr, momentum=model.momentum)
     for part in torch.randperm(n_images, generator=generator).split(32):
         optimizer.zero_grad()
         model.batch_loss(part.tolist(), generator).backward()

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
 from anomalib_comet.models import FunAd
-from helpers.tiny import TINY_FUN_AD, engine, identical, in_order, surfaces, train, trained
+from helpers.tiny import PUBLISHED_FUN_AD, TINY_FUN_AD, engine, identical, in_order, surfaces, train, trained
 
 
 def tiny(**kwargs):
@@ -59,10 +59,17 @@ def test_head_learns_the_backbone_stays_and_the_score_is_not_saturated(data_root
     assert "pixel_AUROC" in results
 
 
-@pytest.mark.parametrize("rebuild_epochs", [1, 3])
-def test_a_killed_run_ends_like_an_uninterrupted_one(data_root, tmp_path, rebuild_epochs):
-    settings = {"rebuild_epochs": rebuild_epochs, "train_patches": 20, "synthetic_noise": 0.5, "scope": "robust"}
-    settings |= {"feature_scaling": "whiten", "label_kappa": 0.0, "pair_patches": 100}
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**PUBLISHED_FUN_AD, "rebuild_epochs": 1},
+        {**PUBLISHED_FUN_AD, "rebuild_epochs": 3, "synthetic_noise": 0.5, "scope": "robust", "label_kappa": 0.0},
+        {"lr_decay": True, "bank_half": True, "rebuild_epochs": 3},
+    ],
+    ids=["published", "robust", "distances"],
+)
+def test_a_killed_run_ends_like_an_uninterrupted_one(data_root, tmp_path, settings):
+    settings = {**settings, "train_patches": 20, "pair_patches": 100}
     whole = tiny(**settings)
     train(whole, in_order(data_root), tmp_path / "whole", max_epochs=4)
 
@@ -149,7 +156,8 @@ def test_checkpoint_holds_the_audit_but_no_features(data_root, tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("gabor", {"top_share": 0.1, "feature_scaling": "whiten", "patch_pool": 3}),
+        ("defaults", {}),
+        ("published", PUBLISHED_FUN_AD),
         ("vit", {"backbone": "vit_tiny_patch16_224", "layers": None, "pre_trained": False, "image_descriptor": "auto"}),
     ],
 )
@@ -157,6 +165,8 @@ def test_checkpoint_holds_the_audit_but_no_features(data_root, tmp_path):
 def test_export_at_another_batch_size(name, arguments, kind, tmp_path):
     del name
     model = tiny(**arguments).eval()
+    for scaling in (model.model.patch_scaling, model.model.image_scaling):
+        scaling.fit(torch.randn(500, len(scaling.mean)), torch.ones(500))  # not the identity
     images = torch.rand(3, 3, 72, 80)
     path = engine(tmp_path).export(model, kind, export_root=tmp_path)
     compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

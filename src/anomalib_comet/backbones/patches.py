@@ -136,7 +136,6 @@ class PatchDescriptors(nn.Module):
         image_descriptor: The descriptor of an image: ``"class"`` for the class token, ``"pooled"`` for mean and
             standard deviation of its patches' descriptors over places, ``"none"``, or ``"auto"`` for the class token
             where the network has one and none elsewhere. Defaults to ``"auto"``.
-        pool: Side in cells of the neighbourhood over which patches' descriptors are averaged, odd. Defaults to ``1``.
 
     Attributes:
         n_token: Number of values of an image's descriptor.
@@ -162,14 +161,10 @@ class PatchDescriptors(nn.Module):
         backbone_weights: str | Path | None = None,
         image_size: tuple[int, int] = (224, 224),
         image_descriptor: str = "auto",
-        pool: int = 1,
     ) -> None:
         super().__init__()
         if image_descriptor not in IMAGE_DESCRIPTORS:
             msg = f"image_descriptor must be one of {IMAGE_DESCRIPTORS}, got '{image_descriptor}'."
-            raise ValueError(msg)
-        if pool < 1 or pool % 2 == 0:
-            msg = f"patch_pool must be odd and at least 1, got {pool}."
             raise ValueError(msg)
         self.source: TokenBackbone | MapBackbone
         if is_vision_transformer(backbone):
@@ -185,7 +180,6 @@ class PatchDescriptors(nn.Module):
         if image_descriptor == "auto":
             image_descriptor = "class" if self.source.has_class_token else "none"
         self.image_descriptor = image_descriptor
-        self.pool = pool
         self.grid = self.source.grid
         self.n_patch = self.source.n_features
         self.n_token = {"class": 1, "pooled": 2, "none": 0}[image_descriptor] * self.n_patch
@@ -209,21 +203,37 @@ class PatchDescriptors(nn.Module):
         """
         token, patches = self.source(images)
         if self.image_descriptor == "pooled":
-            mean = patches.mean(dim=(1, 2))
-            variance = (patches - mean[:, None, None]).square().mean(dim=(1, 2))
-            token = torch.cat([mean, (variance + 1e-12).sqrt()], dim=1)
+            token = mean_and_deviation(patches.flatten(1, 2))
         elif self.image_descriptor == "none":
             token = token[:, :0]
-        if self.pool > 1:
-            maps = patches.permute(0, 3, 1, 2)
-            side = self.pool // 2
-            patches = F.avg_pool2d(F.pad(maps, [side] * 4, mode="replicate"), self.pool, stride=1).permute(0, 2, 3, 1)
         return token, patches
 
     @property
     def identity(self) -> dict[str, Any]:
         """What tells these descriptors from those of another configuration: plain data, and a digest of the weights."""
-        return {"image_descriptor": self.image_descriptor, "pool": self.pool, "digest": weights_digest(self)}
+        return {"image_descriptor": self.image_descriptor, "digest": weights_digest(self)}
+
+
+def mean_and_deviation(patches: torch.Tensor) -> torch.Tensor:
+    """Return mean and standard deviation over places of patches ``(B, P, D)``, shape ``(B, 2 D)``."""
+    mean = patches.mean(dim=1)
+    variance = (patches - mean[:, None]).square().mean(dim=1)
+    return torch.cat([mean, (variance + 1e-12).sqrt()], dim=1)
+
+
+def average_neighbours(patches: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:
+    """Return the means over neighbourhoods of ``side`` x ``side`` places; the border's are repeated beyond it.
+
+    Args:
+        patches: Shape ``(B, P, D)``.
+        grid: Height and width in patches.
+        side: Side of a neighbourhood in places, odd.
+    """
+    if side == 1:
+        return patches
+    maps = patches.unflatten(1, grid).permute(0, 3, 1, 2)
+    padded = F.pad(maps, [side // 2] * 4, mode="replicate")
+    return F.avg_pool2d(padded, side, stride=1).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def weights_digest(module: nn.Module) -> str:

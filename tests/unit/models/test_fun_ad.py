@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_comet.backbones import PatchDescriptors
+from anomalib_comet.backbones import PatchDescriptors, average_neighbours
 from anomalib_comet.models import FunAd
 from anomalib_comet.models.fun_ad.feature_store import FeatureStore, fingerprint
-from anomalib_comet.models.fun_ad.loss import FunAdLoss, balanced_bce, mutual_smoothness
+from anomalib_comet.models.fun_ad.loss import FunAdLoss, balanced_bce, distance_loss, mutual_smoothness
 from anomalib_comet.models.fun_ad.memory_bank import candidates, draw_bank, pooled_score
-from anomalib_comet.models.fun_ad.neighbours import mutual_pairs, nearest
+from anomalib_comet.models.fun_ad.neighbours import kth_nearest_image, mutual_pairs, nearest
 from anomalib_comet.models.fun_ad.pseudo_labels import (
+    centred_log,
     fence,
     min_max,
     perturb,
@@ -27,6 +28,7 @@ from anomalib_comet.models.fun_ad.pseudo_labels import (
     uncertain,
 )
 from anomalib_comet.models.fun_ad.torch_model import FunAdModel, LocalNet
+from helpers.tiny import PUBLISHED_FUN_AD as PUBLISHED
 from helpers.tiny import TINY_FUN_AD
 
 INF = math.inf
@@ -123,6 +125,31 @@ def test_nearest_refuses_what_has_no_distance():
         nearest(torch.zeros(1, 2), torch.zeros(1, 1))
 
 
+def test_kth_nearest_image_by_hand():
+    bank = torch.tensor([[[0.0], [9.0]], [[2.0], [8.0]], [[5.0], [6.0]]])
+    query = torch.tensor([[0.0], [7.0]])
+    # To 0 the images are 0, 2 and 5 away, to 7 they are 2, 1 and 1.
+    assert kth_nearest_image(query, bank, 1, torch.tensor([-1, -1])).tolist() == [0.0, 1.0]
+    assert kth_nearest_image(query, bank, 3, torch.tensor([-1, -1])).tolist() == [25.0, 4.0]
+    assert kth_nearest_image(query, bank, 1, torch.tensor([0, 2])).tolist() == [4.0, 1.0]
+    assert kth_nearest_image(query, bank, 9, torch.tensor([0, 2])).tolist() == [25.0, 4.0]  # there are two others
+    assert kth_nearest_image(query, bank[:1], 3, torch.tensor([0, 0])).tolist() == [0.0, 0.0]
+    assert kth_nearest_image(query[:0], bank, 1, torch.zeros(0)).shape == (0,)
+
+
+def test_a_defect_of_a_few_images_is_far_from_the_kth(monkeypatch):
+    monkeypatch.setattr("anomalib_comet.models.fun_ad.neighbours.CHUNK_VALUES", 100)
+    bank = torch.randn(20, 6, 3, generator=torch.Generator().manual_seed(0)) * 0.1
+    bank[[3, 8, 11], 0] += 10.0  # the same defect three times
+    query, own = bank.flatten(0, 1), torch.arange(20).repeat_interleave(6)
+    by_first, by_tenth = (kth_nearest_image(query, bank, k, own).view(20, 6) for k in (1, 10))
+    assert by_first[[3, 8, 11], 0].max() < 1.0
+    assert by_tenth[[3, 8, 11], 0].min() > 100.0
+    rest = by_tenth.clone()
+    rest[[3, 8, 11], 0] = 0.0
+    assert rest.max() < 1.0
+
+
 def test_mutual_pairs():
     # 0 and 3 choose each other, 1 chooses 0, 2 nobody, 4 and 5 each other.
     assert mutual_pairs(torch.tensor([3, 0, -1, 0, 5, 4])).tolist() == [[0, 3], [4, 5]]
@@ -167,6 +194,15 @@ def test_published_scopes_call_something_anomalous_and_ours_need_not():
     assert pseudo_labels(scale_distances(torch.cat([clean, torch.tensor([9.0])]), "robust", kappa=3.0)).sum() == 1
     with pytest.raises(ValueError, match="scope must be one of"):
         scale_distances(clean, "day")
+
+
+def test_centred_log_by_hand():
+    assert centred_log(torch.tensor([1.0, math.e, math.e**5])).tolist() == pytest.approx([-2.0, -1.0, 3.0])
+    assert centred_log(torch.zeros(3)).tolist() == [0.0] * 3
+    assert centred_log(torch.full((3,), 4.0)).tolist() == pytest.approx([0.0] * 3, abs=1e-6)
+    assert centred_log(torch.zeros(0, 4)).shape == (0, 4)
+    duplicate = centred_log(torch.tensor([0.0, 1.0, 1.0]))
+    assert float(duplicate[1] - duplicate[0]) == pytest.approx(-math.log(2e-6 / 3), rel=1e-4)
 
 
 def test_uncertain_lie_between_the_thresholds():
@@ -217,6 +253,10 @@ def test_loss_is_cross_entropy_of_the_perturbed_and_smoothness_of_the_clean():
     assert float(FunAdLoss(0.0)(logits, labels, clean, pairs)) == pytest.approx(float(balanced_bce(logits, labels)))
 
 
+def test_distance_loss_by_hand():
+    assert float(distance_loss(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0]))) == 5.0
+
+
 # ------------------------------------------------------------------------------------------------------------ model
 def test_local_net_is_the_published_one_on_the_concatenation():
     net = LocalNet(n_token=3, n_patch=5, hidden_units=(7, 4), seed=1)
@@ -248,6 +288,31 @@ def test_published_sizes():
     # The split layer starts with the numbers that a layer for the concatenation would.
     spread = [float(part.weight.detach().std()) for part in (net.adaptor, net.token_adaptor)]
     assert spread[0] == pytest.approx(spread[1], rel=0.01)
+
+
+def test_norm_input_is_one_more_number_for_the_discriminator():
+    net = LocalNet(0, 4, hidden_units=(6, 3), norm_input=True)
+    patches = torch.randn(2, 5, 4)
+    adapted, scores = net(torch.zeros(2, 0), patches)
+    assert adapted.shape == (2, 5, 4)
+    norm = 3.0 * (patches.square().mean(2) + 1e-3).log()
+    assert torch.allclose(scores, net.discriminator(torch.cat([adapted, norm[..., None]], dim=2))[..., 0])
+
+
+def test_image_term_is_the_log_mahalanobis_distance_of_mean_and_deviation():
+    arguments = {"layers": ["scale4"], "image_size": (64, 64), "hidden_units": (8, 4)}
+    plain = FunAdModel("gabor", **arguments).eval()
+    with_term = FunAdModel("gabor", **arguments, image_weight=0.5).eval()
+    images = torch.rand(60, 3, 64, 64)
+    patches = plain.descriptors(images)[1].flatten(1, 2)
+    statistics = torch.cat([patches.mean(1), patches.std(1, correction=0)], dim=1)
+    with_term.fit_scaling(torch.zeros(60, 0), patches.flatten(0, 1), statistics)
+    expected = with_term.image_scaling(statistics).square().mean(1)
+    assert float(expected.mean()) == pytest.approx(1.0, rel=0.25)  # whitened, up to the shrinkage
+    with torch.no_grad():
+        difference = with_term(images).pred_score - plain(images).pred_score
+        assert torch.allclose(difference, 0.5 * (expected + 1e-3).log(), atol=1e-4)
+        assert torch.equal(with_term(images).anomaly_map, plain(images).anomaly_map)
 
 
 def test_initial_weights_depend_on_the_seed_only():
@@ -305,10 +370,9 @@ def test_local_weights_of_a_transformer_are_resampled_to_the_image_size(tmp_path
 def test_pooled_descriptor_and_neighbourhoods():
     images = torch.rand(2, 3, 64, 64)
     plain = PatchDescriptors("gabor", ["scale3"], image_size=(64, 64))(images)[1]
-    token, pooled = PatchDescriptors("gabor", ["scale3"], image_size=(64, 64), image_descriptor="pooled", pool=3)(
-        images
-    )
+    token = PatchDescriptors("gabor", ["scale3"], image_size=(64, 64), image_descriptor="pooled")(images)[0]
     flat = plain.flatten(1, 2)
+    pooled = average_neighbours(flat, (8, 8), 3).unflatten(1, (8, 8))
     assert torch.allclose(token, torch.cat([flat.mean(1), flat.std(1, correction=0)], dim=1), atol=1e-5)
     assert torch.allclose(pooled[:, 4, 5], plain[:, 3:6, 4:7].mean((1, 2)), atol=1e-5)
     corner = (4 * plain[:, 0, 0] + 2 * plain[:, 0, 1] + 2 * plain[:, 1, 0] + plain[:, 1, 1]) / 9
@@ -355,7 +419,7 @@ def test_wrong_arguments_are_refused_at_construction(arguments, message):
 # ----------------------------------------------------------------------------------------------- rebuild, degenerate
 def prepared(features, **kwargs):
     """A model whose store holds these features, shape (N, P, D), as training images."""
-    arguments = {**TINY_FUN_AD, "image_descriptor": "none", "train_patches": None, **kwargs}
+    arguments = {**TINY_FUN_AD, **PUBLISHED, "image_descriptor": "none", **kwargs}
     model = FunAd(**arguments)
     n_patches, n_patch = model.model.n_patches, model.model.descriptors.n_patch
     assert (n_patches, n_patch) == (64, 22)
@@ -385,27 +449,47 @@ def test_degenerate_training_sets_have_a_finite_loss(case, scope, exclude):
         "duplicates": torch.randn(1, 64, 22, generator=generator).expand(4, -1, -1),
         "few": torch.randn(3, 64, 22, generator=generator),
     }[case]
-    for scaling in ("none", "whiten"):
-        model = prepared(features, scope=scope, exclude=exclude, synthetic_noise=0.5, feature_scaling=scaling)
+    ours = {"feature_scaling": "whiten", "bank_rule": "neighbours", "image_weight": 0.5, "target": "distances"}
+    for settings in ({}, {"synthetic_noise": 0.5, "feature_scaling": "whiten"}, {**ours, "space": "descriptors"}):
+        model = prepared(features, scope=scope, exclude=exclude, **settings)
         assert torch.isfinite(steps(model, len(features)))
         assert all(torch.isfinite(p.grad).all() for p in model.model.local_net.parameters())
         assert torch.isfinite(model._distances).all()
         assert len(model.training_frame()) == len(features)
+        if case in {"constant", "one"} and settings.get("space"):
+            assert not model._neighbour_score.any()
         if case == "constant":
             assert not model._distances.any()
 
 
-def test_an_images_own_patches_do_not_count_where_excluded(monkeypatch):
+def test_an_images_own_patches_do_not_count_where_excluded():
     # A defect whose patches are alike: by itself its nearest relatives are in its own image.
     features = torch.randn(6, 64, 22, generator=torch.Generator().manual_seed(0)) * 0.1
     features[2, 10:14] += 30.0
-    bank_of_all = {"bank_rule": "quantile", "bank_share": 1.0}
+    bank_of_all = {"bank_rule": "quantile", "bank_share": 1.0, "bank_half": False}
     by_patch = prepared(features, exclude="patch", **bank_of_all)
     by_image = prepared(features, exclude="image", **bank_of_all)
-    monkeypatch.setattr("anomalib_comet.models.fun_ad.lightning_model.draw_bank", lambda allowed, generator: allowed)
     for model in (by_patch, by_image):
         model.rebuild(0)
     assert by_patch._distances[2, 10:14].max() < by_image._distances[2, 10:14].min() / 50
+
+
+def test_a_bank_without_chance_and_head_is_built_once(monkeypatch):
+    features = torch.randn(5, 64, 22, generator=torch.Generator().manual_seed(0))
+    ours = {"bank_rule": "neighbours", "space": "descriptors", "bank_half": False}
+    searches = []
+
+    def counted(*args, **kwargs):
+        searches.append(args)
+        return nearest(*args, **kwargs)
+
+    monkeypatch.setattr("anomalib_comet.models.fun_ad.lightning_model.nearest", counted)
+    for settings, expected in ((ours, 1), ({**ours, "bank_half": True}, 2), ({**ours, "space": "adapted"}, 2)):
+        searches.clear()
+        model = prepared(features, **settings)
+        model.rebuild(0)
+        model.rebuild(1)
+        assert len(searches) == expected
 
 
 def test_bank_is_bounded_and_takes_patches_of_every_image():

@@ -33,15 +33,16 @@ from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command
 from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
+from anomalib_comet.backbones import mean_and_deviation
 from anomalib_comet.confident_meta_learning.confidence import anchored_scores, training_set_weights
 from anomalib_comet.models.frozen_features import FrozenFeatures, every_nth, resizing_pre_processor, vectors_per_image
 from anomalib_comet.training_set import TrainingSet, evaluating
 
 from .feature_store import FeatureStore, fingerprint
-from .loss import FunAdLoss
+from .loss import FunAdLoss, distance_loss
 from .memory_bank import RULES, candidates, draw_bank, pooled_score
-from .neighbours import mutual_pairs, nearest
-from .pseudo_labels import SCOPES, TAU_C, TAU_N, perturb, pseudo_labels, scale_distances, uncertain
+from .neighbours import kth_nearest_image, mutual_pairs, nearest
+from .pseudo_labels import SCOPES, TAU_C, TAU_N, centred_log, perturb, pseudo_labels, scale_distances, uncertain
 from .torch_model import FunAdModel
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 STATE_KEY = "fun_ad"
 EXCLUSIONS = ("patch", "image")
+TARGETS = ("labels", "distances")
+SPACES = ("adapted", "descriptors")
 CHUNK = 32
 """Images whose features are in memory at a time, in single precision, when the whole training set is gone through."""
 
@@ -60,7 +63,8 @@ CHUNK = 32
 class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as AnomalibModule's own bases
     """Lightning module of FUN-AD (Im, Son, Hong, WACV 2025).
 
-    Defaults are the published method, but for what is marked as ours.
+    Every rule of the paper is there under a name of its own, and ``configs/fun_ad.yaml`` puts them together. Defaults
+    are partly ours: see the model card.
 
     Args:
         backbone (str): Frozen network: a vision transformer of timm, whose tokens are used, any other timm or
@@ -77,30 +81,41 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             ``"pooled"`` for mean and standard deviation of the image's patches (ours), ``"none"``, or ``"auto"`` for
             the class token where the network has one and none elsewhere. Defaults to ``"auto"``.
         patch_pool (int): Side in cells of the neighbourhood over which descriptors of patches are averaged, odd
-            (ours). Defaults to ``1``, no average.
+            (ours); 1 for no average, as published. Defaults to ``7``.
         feature_scaling (str): How features are scaled over the training set (ours): ``"standardize"`` each to zero
             mean and unit variance, ``"whiten"`` to unit variance in every direction, ``"none"`` as published. Defaults
-            to ``"none"``.
+            to ``"whiten"``.
         hidden_units (list[int] | None): Widths of the discriminator's two hidden layers. ``None`` takes the published
             1024 and 128. Defaults to ``None``.
         top_share (float): An image's score is the mean of this share of its patches' scores, the highest ones (ours);
-            0 takes the largest alone, as published. Defaults to ``0.0``.
+            0 takes the largest alone, as published. Defaults to ``0.05``.
         scope (str): How distances become pseudo-labels: ``"batch"`` by minimum and maximum of the batch, as published,
             ``"epoch"`` by those of the training set, ``"robust"`` by a fence ``Q3 + label_kappa (Q3 - Q1)`` over the
-            training set (ours), which need not call anything anomalous. Defaults to ``"batch"``.
+            training set (ours), which need not call anything anomalous. Defaults to ``"robust"``.
         label_kappa (float): Width of that fence in interquartile ranges. Defaults to ``3.0``.
-        bank_rule (str): Which images may enter the memory bank: ``"min_max"``, as published, or ``"quantile"`` for
-            those with the lowest scores (ours). Defaults to ``"min_max"``.
-        bank_share (float): Share of images that may under ``"quantile"``. Defaults to ``0.75``.
+        target (str): What Local-Net learns: ``"labels"``, the pseudo-labels, as published, or ``"distances"``, the
+            logarithm of the distance to the bank (ours), which orders normal patches too. Defaults to ``"distances"``.
+        space (str): Where distances are measured: ``"adapted"`` between Local-Net's adapted features, as published, or
+            ``"descriptors"`` between the scaled descriptors (ours), which training does not move. Defaults to
+            ``"descriptors"``.
+        bank_rule (str): Which images may enter the memory bank: ``"min_max"`` by Local-Net's scores, as published,
+            ``"quantile"`` those with the lowest ones (ours), or ``"neighbours"`` those that are near to
+            ``neighbour_images`` other images (ours). Defaults to ``"neighbours"``.
+        bank_share (float): Share of images that may under the latter two. Defaults to ``0.75``.
+        bank_half (bool): Whether a random half of these makes the bank, as published, or all. Defaults to ``False``.
+        neighbour_images (int): Under ``"neighbours"`` a patch is as anomalous as its distance to the so-many-th
+            nearest other image; choose more than a kind of defect is likely to occur. Defaults to ``10``.
         bank_vectors (int | None): Largest number of vectors in the bank (ours): beyond it, some patches of every image
             of the bank are drawn at random. ``None`` for no bound, as published. Defaults to ``100000``.
         exclude (str): What a patch is not compared with: ``"patch"`` itself, as published, or ``"image"`` all patches
-            of its own image (ours), where the nearest relatives of a defect lie. Defaults to ``"patch"``.
+            of its own image (ours), where the nearest relatives of a defect lie. Defaults to ``"image"``.
         rebuild_epochs (int): Bank, distances and pseudo-labels are made anew once in so many epochs (ours); the
             authors do it at every step. Defaults to ``1``.
-        smoothness (float): Weight of the mutual smoothness. Defaults to ``2.5``.
+        smoothness (float): Weight of the mutual smoothness beside the loss of pseudo-labels. Defaults to ``2.5``.
         pair_patches (int | None): Number of patches of a batch among which mutually nearest pairs are sought, drawn at
             random (ours); ``None`` for all, as published. Defaults to ``2048``.
+        norm_input (bool): Whether Local-Net's discriminator is also told the logarithm of a patch's mean square, of
+            whitened features its Mahalanobis distance (ours). Defaults to ``True``.
         train_patches (int | None): Number of patches an image and step on which is trained, drawn at random (ours);
             ``None`` for all, as published. Defaults to ``None``.
         noise_scale (float): Standard deviation of the perturbation of uncertain pseudo-anomalies in units of every
@@ -108,8 +123,12 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         synthetic_noise (float): Standard deviation, in the same units, of noise on all patches of a batch, which are
             then trained on as anomalies beside the pseudo-anomalies (ours): without them, nothing says what an anomaly
             is where the training set has none. 0 for none, as published. Defaults to ``0.0``.
+        image_weight (float): Weight in the image's score of how far the image as a whole lies from the training set:
+            the logarithm of the Mahalanobis distance of mean and standard deviation of its patches (ours). 0 for none,
+            as published. Defaults to ``0.5``.
         sigma (float): Standard deviation of the anomaly map's Gaussian blur in pixels. Defaults to ``4.0``.
         lr (float): Learning rate of RMSprop. Defaults to ``2e-5``.
+        lr_decay (bool): Whether it falls to zero over the training along a cosine (ours). Defaults to ``False``.
         momentum (float): Momentum of RMSprop. Defaults to ``0.2``.
         feature_store (str): Where features of training images are kept, in half precision: ``"memory"``,
             ``"temporary"`` for a file that is deleted after training, a folder for a file that the next training on
@@ -140,24 +159,31 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         backbone_weights: str | None = None,
         image_size: tuple[int, int] = (224, 224),
         image_descriptor: str = "auto",
-        patch_pool: int = 1,
-        feature_scaling: str = "none",
+        patch_pool: int = 7,
+        feature_scaling: str = "whiten",
         hidden_units: list[int] | None = None,
-        top_share: float = 0.0,
-        scope: str = "batch",
+        top_share: float = 0.05,
+        scope: str = "robust",
         label_kappa: float = 3.0,
-        bank_rule: str = "min_max",
+        target: str = "distances",
+        space: str = "descriptors",
+        bank_rule: str = "neighbours",
         bank_share: float = 0.75,
+        bank_half: bool = False,
+        neighbour_images: int = 10,
         bank_vectors: int | None = 100_000,
-        exclude: str = "patch",
+        exclude: str = "image",
         rebuild_epochs: int = 1,
         smoothness: float = 2.5,
         pair_patches: int | None = 2048,
+        norm_input: bool = True,
         train_patches: int | None = None,
         noise_scale: float = 1.0,
         synthetic_noise: float = 0.0,
+        image_weight: float = 0.5,
         sigma: float = 4.0,
         lr: float = 2e-5,
+        lr_decay: bool = False,
         momentum: float = 0.2,
         feature_store: str = "auto",
         cache_gib: float = 2.0,
@@ -167,7 +193,15 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        _check_choices({"scope": (scope, SCOPES), "bank_rule": (bank_rule, RULES), "exclude": (exclude, EXCLUSIONS)})
+        _check_choices(
+            {
+                "scope": (scope, SCOPES),
+                "target": (target, TARGETS),
+                "space": (space, SPACES),
+                "bank_rule": (bank_rule, RULES),
+                "exclude": (exclude, EXCLUSIONS),
+            }
+        )
         _check_at_least(
             zero={
                 "label_kappa": label_kappa,
@@ -175,10 +209,12 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
                 "noise_scale": noise_scale,
                 "synthetic_noise": synthetic_noise,
                 "momentum": momentum,
+                "image_weight": image_weight,
                 "cache_gib": cache_gib,
             },
             one={
                 "rebuild_epochs": rebuild_epochs,
+                "neighbour_images": neighbour_images,
                 "train_patches": train_patches,
                 "bank_vectors": bank_vectors,
                 "pair_patches": pair_patches,
@@ -207,14 +243,20 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             feature_scaling=feature_scaling,
             hidden_units=(1024, 128) if hidden_units is None else hidden_units,
             top_share=top_share,
+            norm_input=norm_input,
+            image_weight=image_weight,
             sigma=sigma,
             seed=seed,
         )
         self.loss = FunAdLoss(smoothness)
         self.scope = scope
         self.label_kappa = label_kappa
+        self.target = target
+        self.space = space
         self.bank_rule = bank_rule
         self.bank_share = bank_share
+        self.bank_half = bank_half
+        self.neighbour_images = neighbour_images
         self.bank_vectors = bank_vectors
         self.exclude = exclude
         self.rebuild_epochs = rebuild_epochs
@@ -223,6 +265,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         self.noise_scale = noise_scale
         self.synthetic_noise = synthetic_noise
         self.lr = lr
+        self.lr_decay = lr_decay
         self.momentum = momentum
         self.feature_store = feature_store
         self.cache_gib = cache_gib
@@ -234,6 +277,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         self._image_scores = torch.zeros(0)
         self._in_bank = torch.zeros(0, dtype=torch.bool)
         self._rebuilt_at = -1
+        self._features_key = ""
+        self._neighbour_score = torch.zeros(0)
         self._row: dict[str, int] = {}
         self._scaled: torch.Tensor | None = None
         self._spread = torch.zeros(0)
@@ -253,9 +298,14 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         """
         return resizing_pre_processor(image_size or (224, 224))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the published optimizer of Local-Net: RMSprop."""
-        return torch.optim.RMSprop(self.model.local_net.parameters(), lr=self.lr, momentum=self.momentum)
+    def configure_optimizers(self) -> Any:
+        """Return the published optimizer of Local-Net, RMSprop, and the decay of its learning rate if wished."""
+        optimizer = torch.optim.RMSprop(self.model.local_net.parameters(), lr=self.lr, momentum=self.momentum)
+        steps = self.trainer.estimated_stepping_batches if self.lr_decay else 0
+        if not 0 < steps < float("inf"):  # no decay, or a training without an end
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ------------------------------------------------------------------------------------------------------- features
     def setup(self, stage: str) -> None:
@@ -329,15 +379,18 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             rows.append(torch.cat([token.flatten(1), patches.flatten(1)], dim=1).float().cpu())
         return torch.cat(rows)
 
-    def _features(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scaled tokens ``(B, n_token)`` and patches ``(B, P, n_patch)`` of training images, on the device."""
+    def _raw(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens ``(B, n_token)`` and patches ``(B, P, n_patch)`` of training images, as of the network."""
         if self._store is None:
             msg = "Features of training images are there during training only."
             raise RuntimeError(msg)
         records = self._store.read(rows).to(self.device).float()
         n_token = self.model.descriptors.n_token
-        patches = records[:, n_token:].unflatten(1, (self.model.n_patches, -1))
-        return self.model.scale(records[:, :n_token], patches)
+        return records[:, :n_token], records[:, n_token:].unflatten(1, (self.model.n_patches, -1))
+
+    def _features(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what Local-Net sees of training images, same shapes."""
+        return self.model.scale(*self._raw(rows))
 
     def _chunks(self) -> Iterator[range]:
         n_images = len(self._paths)
@@ -346,16 +399,16 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
     @torch.no_grad()
     def _fit_statistics(self) -> None:
         """Fit the scaling where no checkpoint has brought it, and measure every channel's spread for the noise."""
-        scaling = self.model.patch_scaling
         count = vectors_per_image(len(self._paths))
 
         def some() -> tuple[torch.Tensor, torch.Tensor]:
             tokens, patches = zip(*(self._features(chunk) for chunk in self._chunks()), strict=True)
             return torch.cat(tokens), torch.cat([every_nth(part, count).flatten(0, 1) for part in patches])
 
-        if not bool(scaling.is_fitted):
+        if not bool(self.model.patch_scaling.is_fitted) or not bool(self.model.image_scaling.is_fitted):
+            images = torch.cat([mean_and_deviation(self._raw(chunk)[1]) for chunk in self._chunks()])
             # Until it is fitted the scaling is the identity: these are the features as they are.
-            self.model.fit_scaling(*some())
+            self.model.fit_scaling(*some(), images)
         tokens, vectors = some()
         self._spread = torch.cat([(part - part.mean(0)).square().mean(0).sqrt() for part in (tokens, vectors)])
 
@@ -368,7 +421,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         if self._rebuilt_at < 0 or not 0 <= age < self.rebuild_epochs:
             self.rebuild(self.current_epoch)
             self.log("bank_images", float(self._in_bank.sum()), batch_size=len(self._paths))
-            if self.scope != "batch":
+            if self.target == "labels" and self.scope != "batch":
                 share = pseudo_labels(self._all_scaled()).float().mean()
                 self.log("pseudo_anomalies", share, batch_size=len(self._paths))
 
@@ -382,18 +435,58 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         with evaluating(self.model):
-            self._image_scores = torch.cat(
-                [self.model.image_scores(self.model.local_net(*self._features(c))[1]).cpu() for c in self._chunks()]
-            )
-            # The published rule scales probabilities.
-            allowed = candidates(self._image_scores.sigmoid(), self.bank_rule, self.bank_share)
-            images = draw_bank(allowed, generator)
+            self._image_scores = torch.cat([self._head_scores(chunk) for chunk in self._chunks()])
+            self._rebuilt_at = epoch
+            if self._is_static and len(self._distances) == len(self._paths):
+                return
+            # The published rule scales probabilities; the order is the same.
+            scores = self._image_scores.sigmoid() if self.bank_rule == "min_max" else self._image_scores
+            if self.bank_rule == "neighbours":
+                scores = self._neighbour_scores()
+            images = candidates(scores, self.bank_rule, self.bank_share)
+            if self.bank_half:
+                images = draw_bank(images, generator)
             bank, owners = self._bank(images, generator)
             self._distances = torch.cat([self._chunk_distances(chunk, bank, owners) for chunk in self._chunks()])
         self._in_bank = torch.zeros(len(self._paths), dtype=torch.bool)
         self._in_bank[images] = True
-        self._rebuilt_at = epoch
         self._scaled = None
+
+    @property
+    def _is_static(self) -> bool:
+        """Whether bank and distances stay as they are: neither Local-Net nor chance has a part in them."""
+        return self.space == "descriptors" and self.bank_rule == "neighbours" and not self.bank_half
+
+    def _head_scores(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return the scores of training images by the head as it is, shape ``(B,)``, on the CPU."""
+        token, raw = self._raw(rows)
+        return self.model.image_scores(self.model.local_net(*self.model.scale(token, raw))[1], raw).cpu()
+
+    def _vectors(self, rows: Sequence[int], space: str) -> torch.Tensor:
+        """Return what distances are measured between, shape ``(B, P, D)``."""
+        token, patches = self._features(rows)
+        if space == "adapted":
+            return self.model.local_net.adapt(token, patches)
+        return torch.cat([token[:, None].expand(-1, patches.shape[1], -1), patches], dim=2)
+
+    def _neighbour_scores(self) -> torch.Tensor:
+        """Return how far images are from others, shape ``(N,)``: in the space of descriptors, once a training."""
+        if len(self._neighbour_score) == len(self._paths):
+            return self._neighbour_score
+        generator = torch.Generator().manual_seed(self.seed)
+        space, self.space = self.space, "descriptors"
+        everything = torch.arange(len(self._paths))
+        vectors, _ = self._bank(everything, generator)
+        bank = vectors.view(len(everything), -1, vectors.shape[1])
+        scores = []
+        for chunk in self._chunks():
+            patches = self._vectors(chunk, self.space)
+            own = torch.tensor(chunk).repeat_interleave(patches.shape[1])
+            distances = kth_nearest_image(patches.flatten(0, 1), bank, self.neighbour_images, own)
+            scores.append(pooled_score(distances.view(len(chunk), -1), self.model.top_share).cpu())
+        self.space = space
+        self._neighbour_score = torch.cat(scores)
+        return self._neighbour_score
 
     def _bank(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the bank's vectors ``(M, d)`` and the number of the patch that each one is, ``(M,)``."""
@@ -401,7 +494,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         wanted = n_patches if self.bank_vectors is None else max(1, min(n_patches, self.bank_vectors // len(images)))
         vectors, owners = [], []
         for part in images.split(CHUNK):
-            adapted = self.model.local_net.adapt(*self._features(part.tolist()))
+            adapted = self._vectors(part.tolist(), self.space)
             drawn = torch.rand(adapted.shape[:2], generator=generator).argsort(dim=1)[:, :wanted].sort(dim=1)[0]
             vectors.append(adapted.gather(1, drawn.to(adapted.device)[..., None].expand(-1, -1, adapted.shape[2])))
             owners.append(part[:, None] * n_patches + drawn)
@@ -410,7 +503,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
     def _chunk_distances(self, chunk: range, bank: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
         """Return the squared distance of every patch of some images to its nearest other bank vector, ``(B, P)``."""
         n_patches = self.model.n_patches
-        adapted = self.model.local_net.adapt(*self._features(chunk))
+        adapted = self._vectors(chunk, self.space)
         own = torch.arange(chunk.start * n_patches, chunk.stop * n_patches)
         # An only image has no other to be compared with.
         if self.exclude == "image" and len(self._paths) > 1:
@@ -422,6 +515,11 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
     def _all_scaled(self) -> torch.Tensor:
         if self._scaled is None:
             self._scaled = scale_distances(self._distances, self.scope, self.label_kappa)
+        return self._scaled
+
+    def _targets(self) -> torch.Tensor:
+        if self._scaled is None:
+            self._scaled = centred_log(self._distances)
         return self._scaled
 
     def _scaled_of(self, rows: Sequence[int]) -> torch.Tensor:
@@ -459,12 +557,15 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             torch.Tensor: The loss.
         """
         token, patches = self._features(rows)
-        scaled = self._scaled_of(rows).to(patches.device)
+        by_distance = self.target == "distances"
+        scaled = (self._targets()[list(rows)] if by_distance else self._scaled_of(rows)).to(patches.device)
         if self.train_patches is not None and self.train_patches < patches.shape[1]:
             drawn = torch.rand(scaled.shape, generator=generator).argsort(dim=1)[:, : self.train_patches]
             drawn = drawn.to(patches.device)
             scaled = scaled.gather(1, drawn)
             patches = patches.gather(1, drawn[..., None].expand(-1, -1, patches.shape[2]))
+        if by_distance:
+            return distance_loss(self.model.local_net(token, patches)[1], scaled)
         labels = pseudo_labels(scaled)
         adapted, clean = self.model.local_net(token, patches)
         logits = torch.where(labels, self._perturbed_logits(token, patches, scaled, clean, generator), clean)
@@ -580,6 +681,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             "distances": self._distances,
             "image_scores": self._image_scores,
             "in_bank": self._in_bank,
+            "neighbour_score": self._neighbour_score,
+            "features_key": self._features_key,
             "rebuilt_at": self._rebuilt_at,
         }
 
@@ -597,6 +700,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         self._distances = state["distances"]
         self._image_scores = state["image_scores"]
         self._in_bank = state["in_bank"]
+        self._neighbour_score = state["neighbour_score"]
+        self._features_key = state["features_key"]
         self._rebuilt_at = int(state["rebuilt_at"])
         self._scaled = None
 
@@ -606,11 +711,14 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
 
     def _forget_other_images(self) -> None:
         """Rebuild at once where a checkpoint, or a fit before, knows other images than these."""
-        if self._store is not None and self._paths != self._store.paths:
-            if self._paths:
-                logger.warning("The training images are others than before: the memory bank is built anew.")
-            self._take_paths(self._store.paths)
-            self._rebuilt_at = -1
+        if self._store is None or self._features_key == self._store.key:
+            return
+        if self._paths:
+            logger.warning("The training images are others than before: the memory bank is built anew.")
+        self._take_paths(self._store.paths)
+        self._features_key = self._store.key
+        self._rebuilt_at = -1
+        self._neighbour_score, self._distances = torch.zeros(0), torch.zeros(0, 0)
 
 
 def _check_choices(choices: dict[str, tuple[str, tuple[str, ...]]]) -> None:

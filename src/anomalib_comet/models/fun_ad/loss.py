@@ -48,6 +48,19 @@ def mutual_smoothness(probabilities: torch.Tensor, pairs: torch.Tensor) -> torch
     return 0.5 * differences.sum() / max(1, len(pairs))
 
 
+def distance_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared difference between Local-Net's outputs and centred log distances (ours).
+
+    Where the published loss asks on which side of a threshold a patch lies, this one asks how far from the bank: what
+    orders normal patches among each other orders images of a clean training set.
+
+    Args:
+        outputs: Local-Net's outputs, any shape.
+        targets: See :func:`.pseudo_labels.centred_log`, same shape.
+    """
+    return (outputs - targets).square().mean()
+
+
 class FunAdLoss(nn.Module):
     """Balanced cross-entropy plus weighted mutual smoothness.
 

@@ -9,19 +9,20 @@ import torch
 
 from .pseudo_labels import TAU_N, min_max
 
-RULES = ("min_max", "quantile")
+RULES = ("min_max", "quantile", "neighbours")
 
 SMALLEST_BANK = 2
 """With two images every image has another one to be compared with."""
 
 
-def pooled_score(patch_scores: torch.Tensor, share: float = 0.0) -> torch.Tensor:
+def pooled_score(patch_scores: torch.Tensor, share: float = 0.0, n_patches: int | None = None) -> torch.Tensor:
     """Return an image's score: the mean of the top share of its patches' scores.
 
     Args:
         patch_scores: Shape ``(B, P)``.
         share: In [0, 1]; the mean is over ``max(1, round(share * P))`` patches. 0 takes the largest score alone, as
             published. Defaults to ``0.0``.
+        n_patches: P, where an export must not take it for a number that varies. Defaults to ``None``.
 
     Returns:
         Shape ``(B,)``.
@@ -30,7 +31,7 @@ def pooled_score(patch_scores: torch.Tensor, share: float = 0.0) -> torch.Tensor
         >>> pooled_score(torch.tensor([[1.0, 4.0, 2.0, 3.0]]), share=0.5)
         tensor([3.5000])
     """
-    count = max(1, round(share * patch_scores.shape[1]))
+    count = max(1, round(share * (n_patches or patch_scores.shape[1])))
     if count == 1:
         return patch_scores.amax(dim=1)
     return patch_scores.topk(count, dim=1).values.mean(dim=1)
@@ -43,8 +44,9 @@ def candidates(image_scores: torch.Tensor, rule: str = "min_max", share: float =
         image_scores: Score of every training image, shape ``(N,)``, larger for more anomalous.
         rule: ``"min_max"`` takes the images whose score, scaled to [0, 1] over all images, is below 0.5, as published.
             ``"quantile"`` takes the lowest ``share`` of them (ours): the published rule takes one image alone where
-            one scores far below the rest, and nearly all where one scores far above.
-        share: Share of images under ``"quantile"``, in (0, 1]. Defaults to ``0.75``.
+            one scores far below the rest, and nearly all where one scores far above. ``"neighbours"`` selects in the
+            same way; only the scores are others, see :func:`.neighbours.kth_nearest_image`.
+        share: Share of images under these two, in (0, 1]. Defaults to ``0.75``.
 
     Returns:
         Ascending positions, at least ``min(N, 2)`` of them: the lowest scores where the rule finds fewer.
@@ -64,7 +66,7 @@ def candidates(image_scores: torch.Tensor, rule: str = "min_max", share: float =
         raise ValueError(msg)
     order = image_scores.argsort(stable=True)
     least = min(SMALLEST_BANK, len(order))
-    count = round(share * len(order)) if rule == "quantile" else int((min_max(image_scores) < TAU_N).sum())
+    count = int((min_max(image_scores) < TAU_N).sum()) if rule == "min_max" else round(share * len(order))
     return order[: max(count, least)].sort().values
 
 

@@ -85,6 +85,47 @@ def nearest(
     return _exact(query, bank, found[1]), found[1]
 
 
+def kth_nearest_image(query: torch.Tensor, bank: torch.Tensor, k: int, own: torch.Tensor) -> torch.Tensor:
+    """Return the squared distance of vectors to the k-th nearest image other than their own (ours).
+
+    The distance to an image is that to its nearest vector. A defect that occurs in a few training images has near
+    neighbours in these; with k larger than their number, it is compared with a sound image all the same.
+
+    Args:
+        query: Shape ``(Q, D)``.
+        bank: Vectors of every image, shape ``(N, m, D)``.
+        k: Rank of the image, from 1; at most the number of other images is used.
+        own: Position of every query's own image in the bank, shape ``(Q,)``; -1 for none.
+
+    Returns:
+        Shape ``(Q,)``; zeros where there is no other image.
+
+    Example:
+        >>> bank = torch.tensor([[[0.0], [9.0]], [[2.0], [8.0]], [[5.0], [6.0]]])
+        >>> kth_nearest_image(torch.tensor([[0.0]]), bank, k=2, own=torch.tensor([0]))
+        tensor([25.])
+    """
+    n_images, n_vectors, width = bank.shape
+    query, flat = query.detach().float(), bank.detach().float().to(query.device).reshape(-1, width)
+    own = own.to(query.device)
+    squares = flat.square().sum(1)
+    size = max(1, CHUNK_VALUES // max(1, len(flat)))
+    parts = []
+    for start in range(0, len(query), size):
+        part = query[start : start + size]
+        distances = torch.addmm(squares[None], part, flat.T, alpha=-2.0).view(len(part), n_images, n_vectors).amin(2)
+        distances += part.square().sum(1, keepdim=True)
+        itself = own[start : start + size, None] == torch.arange(n_images, device=query.device)
+        others = n_images - int(itself.any())
+        rank = min(k, others)
+        if not rank:
+            parts.append(torch.zeros(len(part), device=query.device))
+            continue
+        ordered = distances.masked_fill_(itself, torch.inf).topk(rank, dim=1, largest=False, sorted=True)[0]
+        parts.append(ordered[:, -1].clamp(min=0.0))
+    return torch.cat(parts) if parts else query.new_zeros(0)
+
+
 def mutual_pairs(neighbour: torch.Tensor) -> torch.Tensor:
     """Return the pairs (u, v) of which each is the other's nearest neighbour.
 

@@ -91,6 +91,26 @@ def scale_distances(distances: torch.Tensor, scope: str, kappa: float = 3.0) -> 
     return robust_scale(distances, kappa) if scope == "robust" else min_max(distances)
 
 
+def centred_log(distances: torch.Tensor) -> torch.Tensor:
+    """Return the logarithms of squared distances less their mean (ours).
+
+    Args:
+        distances: Squared distances of all patches of the training set, any shape. Those below a millionth of their
+            mean (duplicates) count as that much.
+
+    Returns:
+        Same shape; zeros where all distances are zero.
+
+    Example:
+        >>> centred_log(torch.tensor([1.0, torch.e**2]))
+        tensor([-1.,  1.])
+    """
+    if not distances.numel() or float(distances.max()) <= 0:
+        return torch.zeros_like(distances)
+    logs = distances.clamp(min=1e-6 * float(distances.mean())).log()
+    return logs - logs.mean()
+
+
 def pseudo_labels(scaled: torch.Tensor, tau_n: float = TAU_N) -> torch.Tensor:
     """Return which patches are pseudo-anomalies, ``d > tau_n``.
 
