@@ -6,8 +6,8 @@
     python benchmarks/fun_ad_quality.py --root DIR --backbone-weights FILE --normal 150 --ratios 0 0.1 0.2
 
 ``DIR`` is in MVTec-style folders. The protocol: no overlap (``--overlap`` for the other one), one test set for all
-ratios of a seed, last epoch, no choice by test labels. All models see layers ``blocks.2`` and ``blocks.4`` of the same network
-on images of 224 pixels. Cells that are in the CSV already are not computed again.
+ratios of a seed, last epoch, no choice by test labels. All models see layers ``blocks.2`` and ``blocks.4`` of the same
+network on images of 224 pixels. Cells that are in the CSV already are not computed again.
 """
 
 from __future__ import annotations

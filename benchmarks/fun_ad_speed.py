@@ -34,6 +34,19 @@ from anomalib_comet.models.fun_ad.feature_store import FeatureStore
 from anomalib_comet.models.fun_ad.loss import balanced_bce, mutual_smoothness
 from anomalib_comet.models.fun_ad.pseudo_labels import min_max, perturb, uncertain
 
+PUBLISHED: dict[str, Any] = {
+    "patch_pool": 1,
+    "top_share": 0.0,
+    "target": "labels",
+    "scope": "batch",
+    "space": "adapted",
+    "bank_rule": "min_max",
+    "bank_half": True,
+    "exclude": "patch",
+    "norm_input": False,
+    "image_weight": 0.0,
+}
+
 
 def model(arguments: argparse.Namespace, **kwargs: Any) -> FunAd:
     """Return a FunAd with the published rules on Gabor features."""
@@ -42,7 +55,7 @@ def model(arguments: argparse.Namespace, **kwargs: Any) -> FunAd:
         backbone="gabor",
         layers=["scale3", "scale2", "scale4"],
         image_size=(side, side),
-        feature_scaling="standardize",
+        **{**PUBLISHED, "feature_scaling": "standardize"},
         lr=arguments.lr,
         visualizer=False,
         **kwargs,

@@ -494,7 +494,7 @@ def test_a_bank_without_chance_and_head_is_built_once(monkeypatch):
 
 def test_bank_is_bounded_and_takes_patches_of_every_image():
     model = prepared(torch.randn(8, 64, 22), bank_vectors=50)
-    bank, owners = model._bank(torch.tensor([1, 3, 4, 6, 7]), torch.Generator().manual_seed(0))
+    bank, owners = model._bank(torch.tensor([1, 3, 4, 6, 7]), "adapted", torch.Generator().manual_seed(0))
     assert bank.shape == (50, 22)
     assert (owners // 64).bincount().tolist() == [0, 10, 0, 10, 10, 0, 10, 10]
     adapted = model.model.local_net.adapt(*model._features([4]))[0]

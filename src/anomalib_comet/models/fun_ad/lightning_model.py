@@ -79,7 +79,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             Defaults to ``(224, 224)``.
         image_descriptor (str): What every patch is told of its image: ``"class"`` for the class token, as published,
             ``"pooled"`` for mean and standard deviation of the image's patches (ours), ``"none"``, or ``"auto"`` for
-            the class token where the network has one and none elsewhere. Defaults to ``"auto"``.
+            the class token where the network has one and none elsewhere. Defaults to ``"none"``.
         patch_pool (int): Side in cells of the neighbourhood over which descriptors of patches are averaged, odd
             (ours); 1 for no average, as published. Defaults to ``7``.
         feature_scaling (str): How features are scaled over the training set (ours): ``"standardize"`` each to zero
@@ -96,8 +96,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         target (str): What Local-Net learns: ``"labels"``, the pseudo-labels, as published, or ``"distances"``, the
             logarithm of the distance to the bank (ours), which orders normal patches too. Defaults to ``"distances"``.
         space (str): Where distances are measured: ``"adapted"`` between Local-Net's adapted features, as published, or
-            ``"descriptors"`` between the scaled descriptors (ours), which training does not move. Defaults to
-            ``"descriptors"``.
+            ``"descriptors"`` between the scaled descriptors of patches alone (ours), which training does not move.
+            Defaults to ``"descriptors"``.
         bank_rule (str): Which images may enter the memory bank: ``"min_max"`` by Local-Net's scores, as published,
             ``"quantile"`` those with the lowest ones (ours), or ``"neighbours"`` those that are near to
             ``neighbour_images`` other images (ours). Defaults to ``"neighbours"``.
@@ -158,7 +158,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         pre_trained: bool = True,
         backbone_weights: str | None = None,
         image_size: tuple[int, int] = (224, 224),
-        image_descriptor: str = "auto",
+        image_descriptor: str = "none",
         patch_pool: int = 7,
         feature_scaling: str = "whiten",
         hidden_units: list[int] | None = None,
@@ -436,18 +436,20 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         with evaluating(self.model):
             self._image_scores = torch.cat([self._head_scores(chunk) for chunk in self._chunks()])
-            self._rebuilt_at = epoch
-            if self._is_static and len(self._distances) == len(self._paths):
-                return
-            # The published rule scales probabilities; the order is the same.
-            scores = self._image_scores.sigmoid() if self.bank_rule == "min_max" else self._image_scores
-            if self.bank_rule == "neighbours":
-                scores = self._neighbour_scores()
-            images = candidates(scores, self.bank_rule, self.bank_share)
-            if self.bank_half:
-                images = draw_bank(images, generator)
-            bank, owners = self._bank(images, generator)
-            self._distances = torch.cat([self._chunk_distances(chunk, bank, owners) for chunk in self._chunks()])
+            if not (self._is_static and len(self._distances) == len(self._paths)):
+                self._rebuild_bank(generator)
+        self._rebuilt_at = epoch
+
+    def _rebuild_bank(self, generator: torch.Generator) -> None:
+        # The published rule scales probabilities; the order is the same.
+        scores = self._image_scores.sigmoid() if self.bank_rule == "min_max" else self._image_scores
+        if self.bank_rule == "neighbours":
+            scores = self._neighbour_scores()
+        images = candidates(scores, self.bank_rule, self.bank_share)
+        if self.bank_half:
+            images = draw_bank(images, generator)
+        bank, owners = self._bank(images, self.space, generator)
+        self._distances = torch.cat([self._chunk_distances(chunk, bank, owners) for chunk in self._chunks()])
         self._in_bank = torch.zeros(len(self._paths), dtype=torch.bool)
         self._in_bank[images] = True
         self._scaled = None
@@ -467,34 +469,31 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         token, patches = self._features(rows)
         if space == "adapted":
             return self.model.local_net.adapt(token, patches)
-        return torch.cat([token[:, None].expand(-1, patches.shape[1], -1), patches], dim=2)
+        return patches
 
     def _neighbour_scores(self) -> torch.Tensor:
         """Return how far images are from others, shape ``(N,)``: in the space of descriptors, once a training."""
         if len(self._neighbour_score) == len(self._paths):
             return self._neighbour_score
-        generator = torch.Generator().manual_seed(self.seed)
-        space, self.space = self.space, "descriptors"
         everything = torch.arange(len(self._paths))
-        vectors, _ = self._bank(everything, generator)
+        vectors, _ = self._bank(everything, "descriptors", torch.Generator().manual_seed(self.seed))
         bank = vectors.view(len(everything), -1, vectors.shape[1])
         scores = []
         for chunk in self._chunks():
-            patches = self._vectors(chunk, self.space)
+            patches = self._vectors(chunk, "descriptors")
             own = torch.tensor(chunk).repeat_interleave(patches.shape[1])
             distances = kth_nearest_image(patches.flatten(0, 1), bank, self.neighbour_images, own)
             scores.append(pooled_score(distances.view(len(chunk), -1), self.model.top_share).cpu())
-        self.space = space
         self._neighbour_score = torch.cat(scores)
         return self._neighbour_score
 
-    def _bank(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def _bank(self, images: torch.Tensor, space: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the bank's vectors ``(M, d)`` and the number of the patch that each one is, ``(M,)``."""
         n_patches = self.model.n_patches
         wanted = n_patches if self.bank_vectors is None else max(1, min(n_patches, self.bank_vectors // len(images)))
         vectors, owners = [], []
         for part in images.split(CHUNK):
-            adapted = self._vectors(part.tolist(), self.space)
+            adapted = self._vectors(part.tolist(), space)
             drawn = torch.rand(adapted.shape[:2], generator=generator).argsort(dim=1)[:, :wanted].sort(dim=1)[0]
             vectors.append(adapted.gather(1, drawn.to(adapted.device)[..., None].expand(-1, -1, adapted.shape[2])))
             owners.append(part[:, None] * n_patches + drawn)
@@ -569,10 +568,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         labels = pseudo_labels(scaled)
         adapted, clean = self.model.local_net(token, patches)
         logits = torch.where(labels, self._perturbed_logits(token, patches, scaled, clean, generator), clean)
-        pairs = (
-            self._pairs(adapted.detach().flatten(0, 1), generator) if self.loss.smoothness else labels.new_zeros(0, 2)
-        )
-        loss = self.loss(logits.flatten(), labels.flatten(), clean.flatten(), pairs.long())
+        pairs = self._pairs(adapted.detach().flatten(0, 1), generator)
+        loss = self.loss(logits.flatten(), labels.flatten(), clean.flatten(), pairs)
         if self.synthetic_noise:
             loss = loss + self._synthetic_loss(token, patches, generator)
         return loss
