@@ -10,6 +10,7 @@ import os
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
+from torchvision.transforms import InterpolationMode
 
 from anomalib_comet.backbones import PatchDescriptors, average_neighbours
 from anomalib_comet.models import FunAd
@@ -592,6 +593,18 @@ def test_store_needs_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="is no folder that can be written to"):
         FeatureStore(["a"], 2, "k", str(tmp_path / "file"))
+
+
+def test_pre_processing_counts_by_what_it_does():
+    known, same, other = (
+        FunAd(**{**TINY_FUN_AD, "pre_processor": FunAd.configure_pre_processor(size)})
+        for size in ((64, 64), (64, 64), (64, 80))
+    )
+    same.pre_processor.transform.transforms[0].interpolation = InterpolationMode("bilinear")
+    assert known._pre_processing_digest() == same._pre_processing_digest()
+    assert known._pre_processing_digest() != other._pre_processing_digest()
+    same.pre_processor.transform.transforms[1].mean = [0.4, 0.4, 0.4]
+    assert known._pre_processing_digest() != same._pre_processing_digest()
 
 
 def test_fingerprint_changes_with_images_order_and_network(tmp_path):

@@ -22,6 +22,7 @@ See Also:
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -353,7 +354,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             msg = "FunAd needs a training set of anomalib, whose images have paths, and at least one image."
             raise TypeError(msg)
         paths = sorted(set(known))
-        settings = {**self.model.descriptors.identity, "pre_processing": repr(self.pre_processor)}
+        settings = {**self.model.descriptors.identity, "pre_processing": self._pre_processing_digest()}
         n_values = self.model.descriptors.n_token + self.model.n_patches * self.model.descriptors.n_patch
         store = FeatureStore(paths, n_values, fingerprint(paths, settings), self.feature_store, self.cache_gib)
         if store.is_complete:
@@ -368,6 +369,16 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             store.close()
             raise
         return store
+
+    def _pre_processing_digest(self) -> str:
+        """Return a digest of what pre-processing makes of a pattern.
+
+        Not of its representation: that of a Resize from a checkpoint names its interpolation in another way.
+        """
+        pattern = torch.linspace(0.0, 1.0, 3 * 97 * 113).reshape(1, 3, 97, 113).mul(50.0).sin()
+        transform = self.pre_processor.transform if self.pre_processor else None
+        made = pattern if transform is None else transform(pattern)
+        return hashlib.sha256(made.float().contiguous().numpy().tobytes()).hexdigest()
 
     @torch.no_grad()
     def _records(self, images: torch.Tensor) -> torch.Tensor:
