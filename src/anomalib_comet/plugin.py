@@ -39,6 +39,7 @@ MODELS = (
     "CoMetStfpm",
     "CoMetSupersimplenet",
     "DifferNet",
+    "FunAd",
     "SimpleNet",
 )
 

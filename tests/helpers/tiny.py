@@ -32,6 +32,30 @@ TINY_SIMPLENET = {
     "hidden_units": 16,
 }
 
+TINY_FUN_AD = {
+    "backbone": "gabor",
+    "layers": ["scale3", "scale4"],
+    "image_size": (64, 64),
+    "image_descriptor": "pooled",
+    "hidden_units": [32, 16],
+    "patch_pool": 3,
+    "lr": 1e-3,
+}
+
+PUBLISHED_FUN_AD = {
+    "patch_pool": 1,
+    "feature_scaling": "none",
+    "top_share": 0.0,
+    "scope": "batch",
+    "target": "labels",
+    "space": "adapted",
+    "bank_rule": "min_max",
+    "bank_half": True,
+    "exclude": "patch",
+    "norm_input": False,
+    "image_weight": 0.0,
+}
+
 
 def surfaces(root, **kwargs):
     """A few small images, a quarter of the training set defective."""

@@ -10,7 +10,7 @@ import yaml
 from anomalib.cli import AnomalibCLI
 
 from anomalib_comet import plugin
-from anomalib_comet.backbones import FrozenBackbone
+from anomalib_comet.backbones import FrozenBackbone, PatchDescriptors
 from anomalib_comet.models.differnet import DifferNetModel
 from anomalib_comet.models.simplenet import SimpleNetModel
 from helpers.miniatures import write_image, write_mask
@@ -28,6 +28,7 @@ SMALLER = {
         "local_coupling_blocks": "1",
     },
     "SimpleNet": {**GABOR, "feature_dim": "16", "hidden_units": "8"},
+    "FunAd": {**GABOR, "image_descriptor": "auto", "hidden_units": "[8,4]", "patch_pool": "1"},
     "Fastflow": {"pre_trained": "false", "flow_steps": "1", "backbone": "resnet18"},
     "Stfpm": {"pre_trained": "false", "layers": "[layer1]", "backbone": "resnet18"},
     "Supersimplenet": {"pre_trained": "false", "layers": "[layer3]", "backbone": "resnet18"},
@@ -93,6 +94,9 @@ def test_configured_backbone_and_layers_exist_at_the_configured_size(path):
     elif detector_of(config) == "SimpleNet":
         model = SimpleNetModel(**common, pre_trained=False, aggregation=arguments["aggregation"])
         model.network.map_sizes(size)
+    elif detector_of(config) == "FunAd":
+        descriptors = PatchDescriptors(arguments["backbone"], common["layers"], False, image_size=size)
+        assert min(descriptors.grid) > arguments["patch_pool"]
     else:  # anomalib's own
         layers = arguments.get("layers", ["layer1"])
         assert len(FrozenBackbone(arguments["backbone"], layers, pre_trained=False).map_sizes(size)) == len(layers)

@@ -10,6 +10,7 @@ Every model of this package builds its features here, with arguments of the same
 from .extractor import DEFAULT_LAYERS, FrozenBackbone, keep_checkpoint_weights
 from .feature_cache import FeatureCache
 from .gabor import GaborBank
+from .patches import PatchDescriptors, TokenBackbone, average_neighbours, mean_and_deviation
 from .scaling import FeatureScaling, check_scaling, weighted_moments, whitening_matrix
 from .timm_names import timm_name_without_download
 
@@ -19,8 +20,12 @@ __all__ = [
     "FeatureScaling",
     "FrozenBackbone",
     "GaborBank",
+    "PatchDescriptors",
+    "TokenBackbone",
+    "average_neighbours",
     "check_scaling",
     "keep_checkpoint_weights",
+    "mean_and_deviation",
     "timm_name_without_download",
     "weighted_moments",
     "whitening_matrix",

@@ -9,6 +9,7 @@ from .comet_simplenet import CoMetSimpleNet
 from .comet_stfpm import CoMetStfpm
 from .comet_supersimplenet import CoMetSupersimplenet
 from .differnet import DifferNet
+from .fun_ad import FunAd
 from .simplenet import SimpleNet
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "CoMetStfpm",
     "CoMetSupersimplenet",
     "DifferNet",
+    "FunAd",
     "SimpleNet",
 ]

@@ -1,0 +1,747 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""FUN-AD: fully unsupervised detection with an iteratively rebuilt memory bank.
+
+Example:
+    >>> from anomalib.engine import Engine
+    >>> from anomalib_comet.data import ContaminatedDataModule, ProceduralSurfaces
+    >>> from anomalib_comet.models import FunAd
+
+    >>> model = FunAd(backbone="gabor", layers=["scale3", "scale4"], image_size=(256, 256))
+    >>> datamodule = ContaminatedDataModule(ProceduralSurfaces(), ratio=0.1)
+    >>> Engine(max_epochs=30).fit(model, datamodule=datamodule)  # doctest: +SKIP
+
+Paper:
+    Title: FUN-AD: Fully Unsupervised Learning for Anomaly Detection with Noisy Training Data
+    URL: https://arxiv.org/abs/2411.16110
+
+See Also:
+    :class:`anomalib_comet.models.fun_ad.torch_model.FunAdModel`: The PyTorch model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from anomalib.metrics import Evaluator  # noqa: TC002  # the command line reads the types of arguments
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command line reads the types of arguments
+from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
+from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
+
+from anomalib_comet.backbones import mean_and_deviation
+from anomalib_comet.confident_meta_learning.confidence import anchored_scores, training_set_weights
+from anomalib_comet.models.frozen_features import FrozenFeatures, every_nth, resizing_pre_processor, vectors_per_image
+from anomalib_comet.training_set import TrainingSet, evaluating
+
+from .feature_store import FeatureStore, fingerprint
+from .loss import FunAdLoss, distance_loss
+from .memory_bank import RULES, candidates, draw_bank, pooled_score
+from .neighbours import kth_nearest_image, mutual_pairs, nearest
+from .pseudo_labels import SCOPES, TAU_C, TAU_N, centred_log, perturb, pseudo_labels, scale_distances, uncertain
+from .torch_model import FunAdModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+logger = logging.getLogger(__name__)
+
+STATE_KEY = "fun_ad"
+EXCLUSIONS = ("patch", "image")
+TARGETS = ("labels", "distances")
+SPACES = ("adapted", "descriptors")
+CHUNK = 32
+"""Images whose features are in memory at a time, in single precision, when the whole training set is gone through."""
+
+
+class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as AnomalibModule's own bases
+    """Lightning module of FUN-AD (Im, Son, Hong, WACV 2025).
+
+    Every rule of the paper is there under a name of its own, and ``configs/fun_ad.yaml`` puts them together. Defaults
+    are partly ours: see the model card.
+
+    Args:
+        backbone (str): Frozen network: a vision transformer of timm, whose tokens are used, any other timm or
+            torchvision name, whose maps are, or ``"gabor"`` for the built-in Gabor bank, which needs no download.
+            Defaults to ``"vit_base_patch8_224.dino"``, the original's.
+        layers (list[str] | None): Names of a CNN's modules whose outputs are the features; patches lie on the grid of
+            the first. ``None`` takes the defaults of the backbone. Defaults to ``None``.
+        pre_trained (bool): Whether to load the published weights of the backbone. Defaults to ``True``.
+        backbone_weights (str | None): Path of a local state-dict file of the backbone, loaded strictly, for machines
+            without a network. Defaults to ``None``.
+        image_size (tuple[int, int]): Height and width in pixels to which the default pre-processor resizes images.
+            Defaults to ``(224, 224)``.
+        image_descriptor (str): What every patch is told of its image: ``"class"`` for the class token, as published,
+            ``"pooled"`` for mean and standard deviation of the image's patches (ours), ``"none"``, or ``"auto"`` for
+            the class token where the network has one and none elsewhere. Defaults to ``"none"``.
+        patch_pool (int): Side in cells of the neighbourhood over which descriptors of patches are averaged, odd
+            (ours); 1 for no average, as published. Defaults to ``7``.
+        feature_scaling (str): How features are scaled over the training set (ours): ``"standardize"`` each to zero
+            mean and unit variance, ``"whiten"`` to unit variance in every direction, ``"none"`` as published. Defaults
+            to ``"whiten"``.
+        hidden_units (list[int] | None): Widths of the discriminator's two hidden layers. ``None`` takes the published
+            1024 and 128. Defaults to ``None``.
+        top_share (float): An image's score is the mean of this share of its patches' scores, the highest ones (ours);
+            0 takes the largest alone, as published. Defaults to ``0.05``.
+        scope (str): How distances become pseudo-labels: ``"batch"`` by minimum and maximum of the batch, as published,
+            ``"epoch"`` by those of the training set, ``"robust"`` by a fence ``Q3 + label_kappa (Q3 - Q1)`` over the
+            training set (ours), which need not call anything anomalous. Defaults to ``"robust"``.
+        label_kappa (float): Width of that fence in interquartile ranges. Defaults to ``3.0``.
+        target (str): What Local-Net learns: ``"labels"``, the pseudo-labels, as published, or ``"distances"``, the
+            logarithm of the distance to the bank (ours), which orders normal patches too. Defaults to ``"distances"``.
+        space (str): Where distances are measured: ``"adapted"`` between Local-Net's adapted features, as published, or
+            ``"descriptors"`` between the scaled descriptors of patches alone (ours), which training does not move.
+            Defaults to ``"descriptors"``.
+        bank_rule (str): Which images may enter the memory bank: ``"min_max"`` by Local-Net's scores, as published,
+            ``"quantile"`` those with the lowest ones (ours), or ``"neighbours"`` those that are near to
+            ``neighbour_images`` other images (ours). Defaults to ``"neighbours"``.
+        bank_share (float): Share of images that may under the latter two. Defaults to ``0.75``.
+        bank_half (bool): Whether a random half of these makes the bank, as published, or all. Defaults to ``False``.
+        neighbour_images (int): Under ``"neighbours"`` a patch is as anomalous as its distance to the so-many-th
+            nearest other image; choose more than a kind of defect is likely to occur. Defaults to ``10``.
+        bank_vectors (int | None): Largest number of vectors in the bank (ours): beyond it, some patches of every image
+            of the bank are drawn at random. ``None`` for no bound, as published. Defaults to ``100000``.
+        exclude (str): What a patch is not compared with: ``"patch"`` itself, as published, or ``"image"`` all patches
+            of its own image (ours), where the nearest relatives of a defect lie. Defaults to ``"image"``.
+        rebuild_epochs (int): Bank, distances and pseudo-labels are made anew once in so many epochs (ours); the
+            authors do it at every step. Defaults to ``1``.
+        smoothness (float): Weight of the mutual smoothness beside the loss of pseudo-labels. Defaults to ``2.5``.
+        pair_patches (int | None): Number of patches of a batch among which mutually nearest pairs are sought, drawn at
+            random (ours); ``None`` for all, as published. Defaults to ``2048``.
+        norm_input (bool): Whether Local-Net's discriminator is also told the logarithm of a patch's mean square, of
+            whitened features its Mahalanobis distance (ours). Defaults to ``True``.
+        train_patches (int | None): Number of patches an image and step on which is trained, drawn at random (ours);
+            ``None`` for all, as published. Defaults to ``None``.
+        noise_scale (float): Standard deviation of the perturbation of uncertain pseudo-anomalies in units of every
+            channel's over the training set. Defaults to ``1.0``.
+        synthetic_noise (float): Standard deviation, in the same units, of noise on all patches of a batch, which are
+            then trained on as anomalies beside the pseudo-anomalies (ours): without them, nothing says what an anomaly
+            is where the training set has none. 0 for none, as published. Defaults to ``0.0``.
+        image_weight (float): Weight in the image's score of how far the image as a whole lies from the training set:
+            the logarithm of the Mahalanobis distance of mean and standard deviation of its patches (ours). 0 for none,
+            as published. Defaults to ``0.5``.
+        sigma (float): Standard deviation of the anomaly map's Gaussian blur in pixels. Defaults to ``4.0``.
+        lr (float): Learning rate of RMSprop. Defaults to ``2e-5``.
+        lr_decay (bool): Whether it falls to zero over the training along a cosine (ours). Defaults to ``False``.
+        momentum (float): Momentum of RMSprop. Defaults to ``0.2``.
+        feature_store (str): Where features of training images are kept, in half precision: ``"memory"``,
+            ``"temporary"`` for a file that is deleted after training, a folder for a file that the next training on
+            the same images uses again, or ``"auto"`` for memory up to ``cache_gib`` and a temporary file beyond.
+            Defaults to ``"auto"``.
+        cache_gib (float): Bound of ``"auto"`` in GiB. Defaults to ``2.0``.
+        seed (int): Seed of all random draws: initial weights, bank, patches, noise. Defaults to ``0``.
+        pre_processor (PreProcessor | bool): Pre-processor, or whether to use the default one. Defaults to ``True``.
+        post_processor (PostProcessor | bool): Post-processor, or whether to use the default one. Defaults to ``True``.
+        evaluator (Evaluator | bool): Evaluator, or whether to use the default one. Defaults to ``True``.
+        visualizer (Visualizer | bool): Visualizer, or whether to use the default one. Defaults to ``True``.
+
+    Raises:
+        ValueError: If an argument is out of range, the backbone or a layer is unknown, the pre-processor has no fixed
+            output size, or images of that size do not fit the backbone.
+        FileNotFoundError: If ``backbone_weights`` does not exist.
+        RuntimeError: If published weights cannot be downloaded.
+    """
+
+    model: FunAdModel
+    loss: FunAdLoss
+
+    def __init__(
+        self,
+        backbone: str = "vit_base_patch8_224.dino",
+        layers: list[str] | None = None,
+        pre_trained: bool = True,
+        backbone_weights: str | None = None,
+        image_size: tuple[int, int] = (224, 224),
+        image_descriptor: str = "none",
+        patch_pool: int = 7,
+        feature_scaling: str = "whiten",
+        hidden_units: list[int] | None = None,
+        top_share: float = 0.05,
+        scope: str = "robust",
+        label_kappa: float = 3.0,
+        target: str = "distances",
+        space: str = "descriptors",
+        bank_rule: str = "neighbours",
+        bank_share: float = 0.75,
+        bank_half: bool = False,
+        neighbour_images: int = 10,
+        bank_vectors: int | None = 100_000,
+        exclude: str = "image",
+        rebuild_epochs: int = 1,
+        smoothness: float = 2.5,
+        pair_patches: int | None = 2048,
+        norm_input: bool = True,
+        train_patches: int | None = None,
+        noise_scale: float = 1.0,
+        synthetic_noise: float = 0.0,
+        image_weight: float = 0.5,
+        sigma: float = 4.0,
+        lr: float = 2e-5,
+        lr_decay: bool = False,
+        momentum: float = 0.2,
+        feature_store: str = "auto",
+        cache_gib: float = 2.0,
+        seed: int = 0,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        _check_choices(
+            {
+                "scope": (scope, SCOPES),
+                "target": (target, TARGETS),
+                "space": (space, SPACES),
+                "bank_rule": (bank_rule, RULES),
+                "exclude": (exclude, EXCLUSIONS),
+            }
+        )
+        _check_at_least(
+            zero={
+                "label_kappa": label_kappa,
+                "smoothness": smoothness,
+                "noise_scale": noise_scale,
+                "synthetic_noise": synthetic_noise,
+                "momentum": momentum,
+                "image_weight": image_weight,
+                "cache_gib": cache_gib,
+            },
+            one={
+                "rebuild_epochs": rebuild_epochs,
+                "neighbour_images": neighbour_images,
+                "train_patches": train_patches,
+                "bank_vectors": bank_vectors,
+                "pair_patches": pair_patches,
+            },
+        )
+        if not 0.0 < bank_share <= 1.0 or lr <= 0:
+            msg = f"bank_share must be in (0, 1] and lr above zero, got {bank_share} and {lr}."
+            raise ValueError(msg)
+        super().__init__(
+            pre_processor=self.configure_pre_processor(image_size) if pre_processor is True else pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        if self.input_size is None:
+            msg = "FunAd needs a pre-processor with a Resize to a fixed height and width, e.g. Resize((224, 224))."
+            raise ValueError(msg)
+        self.model = FunAdModel(
+            backbone=backbone,
+            layers=layers,
+            pre_trained=pre_trained,
+            backbone_weights=backbone_weights,
+            image_size=self.input_size,
+            image_descriptor=image_descriptor,
+            patch_pool=patch_pool,
+            feature_scaling=feature_scaling,
+            hidden_units=(1024, 128) if hidden_units is None else hidden_units,
+            top_share=top_share,
+            norm_input=norm_input,
+            image_weight=image_weight,
+            sigma=sigma,
+            seed=seed,
+        )
+        self.loss = FunAdLoss(smoothness)
+        self.scope = scope
+        self.label_kappa = label_kappa
+        self.target = target
+        self.space = space
+        self.bank_rule = bank_rule
+        self.bank_share = bank_share
+        self.bank_half = bank_half
+        self.neighbour_images = neighbour_images
+        self.bank_vectors = bank_vectors
+        self.exclude = exclude
+        self.rebuild_epochs = rebuild_epochs
+        self.pair_patches = pair_patches
+        self.train_patches = train_patches
+        self.noise_scale = noise_scale
+        self.synthetic_noise = synthetic_noise
+        self.lr = lr
+        self.lr_decay = lr_decay
+        self.momentum = momentum
+        self.feature_store = feature_store
+        self.cache_gib = cache_gib
+        self.remember_features(0.0, seed)
+        self._store: FeatureStore | None = None
+        # What the latest rebuild found, by image path; no buffers: their size belongs to the data, not to the model.
+        self._paths: list[str] = []
+        self._distances = torch.zeros(0, 0)
+        self._image_scores = torch.zeros(0)
+        self._in_bank = torch.zeros(0, dtype=torch.bool)
+        self._rebuilt_at = -1
+        self._features_key = ""
+        self._neighbour_score = torch.zeros(0)
+        self._row: dict[str, int] = {}
+        self._scaled: torch.Tensor | None = None
+        self._spread = torch.zeros(0)
+
+    @staticmethod
+    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Return the default pre-processor: resize without antialiasing, ImageNet normalisation.
+
+        anomalib exports a Resize without antialiasing whatever was used in training. We train without it too, so that
+        an exported model gives the scores that it was evaluated with.
+
+        Args:
+            image_size (tuple[int, int] | None): Height and width in pixels. Defaults to ``None``, (224, 224).
+
+        Returns:
+            PreProcessor: The pre-processor.
+        """
+        return resizing_pre_processor(image_size or (224, 224))
+
+    def configure_optimizers(self) -> Any:
+        """Return the published optimizer of Local-Net, RMSprop, and the decay of its learning rate if wished."""
+        optimizer = torch.optim.RMSprop(self.model.local_net.parameters(), lr=self.lr, momentum=self.momentum)
+        steps = self.trainer.estimated_stepping_batches if self.lr_decay else 0
+        if not 0 < steps < float("inf"):  # no decay, or a training without an end
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ------------------------------------------------------------------------------------------------------- features
+    def setup(self, stage: str) -> None:
+        """Refuse what would train on other features than those that are kept.
+
+        Args:
+            stage (str): Lightning's stage.
+
+        Raises:
+            ValueError: If there are training augmentations, or the trainer keeps parameters in half precision.
+        """
+        super().setup(stage)
+        if stage != "fit":
+            return
+        if self.trainer.precision in {"bf16-true", "16-true"}:
+            msg = (
+                f"FunAd's small steps are lost on parameters of precision {self.trainer.precision}: "
+                "use 32-true or bf16-mixed."
+            )
+            raise ValueError(msg)
+        if getattr(getattr(self.trainer, "datamodule", None), "train_augmentations", None) is not None:
+            msg = "FunAd trains on features that are computed once an image: leave train_augmentations out."
+            raise ValueError(msg)
+
+    def on_train_start(self) -> None:
+        """Collect the features of all training images and fit what is fitted in closed form."""
+        super().on_train_start()
+        self._close_store()  # of a fit that an exception has ended
+        self.use_features(self._collect(TrainingSet(self)))
+
+    def use_features(self, store: FeatureStore) -> None:
+        """Train on the features of a complete store: take over its images and fit what is fitted in closed form.
+
+        Args:
+            store (FeatureStore): Features of the training images.
+        """
+        self._store = store
+        self._forget_other_images()
+        self._fit_statistics()
+
+    def _collect(self, training_set: TrainingSet) -> FeatureStore:
+        """Return the complete store of features: an earlier run's, or a new one from one pass over the images."""
+        known = training_set.paths()
+        if not known:
+            msg = "FunAd needs a training set of anomalib, whose images have paths, and at least one image."
+            raise TypeError(msg)
+        paths = sorted(set(known))
+        settings = {**self.model.descriptors.identity, "pre_processing": self._pre_processing_digest()}
+        n_values = self.model.descriptors.n_token + self.model.n_patches * self.model.descriptors.n_patch
+        store = FeatureStore(paths, n_values, fingerprint(paths, settings), self.feature_store, self.cache_gib)
+        if store.is_complete:
+            logger.info("Features of %d training images were taken from %s.", len(store), store.path)
+            return store
+        try:
+            with evaluating(self), self.trainer.precision_plugin.forward_context():
+                for batch in training_set.batches():
+                    store.write(store.rows(batch.image_path), self._records(batch.image))
+            store.finish()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def _pre_processing_digest(self) -> str:
+        """Return a digest of what pre-processing makes of a pattern.
+
+        Not of its representation: that of a Resize from a checkpoint names its interpolation in another way.
+        """
+        pattern = torch.linspace(0.0, 1.0, 3 * 97 * 113).reshape(1, 3, 97, 113).mul(50.0).sin()
+        transform = self.pre_processor.transform if self.pre_processor else None
+        made = pattern if transform is None else transform(pattern)
+        return hashlib.sha256(made.float().contiguous().numpy().tobytes()).hexdigest()
+
+    @torch.no_grad()
+    def _records(self, images: torch.Tensor) -> torch.Tensor:
+        # On a CPU one image at a time is faster (activations stay in the cache), and an image's features do not depend
+        # on its neighbours in a batch, so that a resumed run sees the same numbers.
+        rows = []
+        for part in images.split(1 if images.device.type == "cpu" else len(images)):
+            token, patches = self.model.descriptors(part)
+            rows.append(torch.cat([token.flatten(1), patches.flatten(1)], dim=1).float().cpu())
+        return torch.cat(rows)
+
+    def _raw(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens ``(B, n_token)`` and patches ``(B, P, n_patch)`` of training images, as of the network."""
+        if self._store is None:
+            msg = "Features of training images are there during training only."
+            raise RuntimeError(msg)
+        records = self._store.read(rows).to(self.device).float()
+        n_token = self.model.descriptors.n_token
+        return records[:, :n_token], records[:, n_token:].unflatten(1, (self.model.n_patches, -1))
+
+    def _features(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what Local-Net sees of training images, same shapes."""
+        return self.model.scale(*self._raw(rows))
+
+    def _chunks(self) -> Iterator[range]:
+        n_images = len(self._paths)
+        return (range(k, min(k + CHUNK, n_images)) for k in range(0, n_images, CHUNK))
+
+    @torch.no_grad()
+    def _fit_statistics(self) -> None:
+        """Fit the scaling where no checkpoint has brought it, and measure every channel's spread for the noise."""
+        count = vectors_per_image(len(self._paths))
+
+        def some() -> tuple[torch.Tensor, torch.Tensor]:
+            tokens, patches = zip(*(self._features(chunk) for chunk in self._chunks()), strict=True)
+            return torch.cat(tokens), torch.cat([every_nth(part, count).flatten(0, 1) for part in patches])
+
+        if not bool(self.model.patch_scaling.is_fitted) or not bool(self.model.image_scaling.is_fitted):
+            images = torch.cat([mean_and_deviation(self._raw(chunk)[1]) for chunk in self._chunks()])
+            # Until it is fitted the scaling is the identity: these are the features as they are.
+            self.model.fit_scaling(*some(), images)
+        tokens, vectors = some()
+        self._spread = torch.cat([(part - part.mean(0)).square().mean(0).sqrt() for part in (tokens, vectors)])
+
+    # ------------------------------------------------------------------------------------------ bank and pseudo-labels
+    def on_train_epoch_start(self) -> None:
+        """Rebuild bank, distances and pseudo-labels where it is time."""
+        super().on_train_epoch_start()
+        age = self.current_epoch - self._rebuilt_at
+        # Negative where another fit went before.
+        if self._rebuilt_at < 0 or not 0 <= age < self.rebuild_epochs:
+            self.rebuild(self.current_epoch)
+            self.log("bank_images", float(self._in_bank.sum()), batch_size=len(self._paths))
+            if self.target == "labels" and self.scope != "batch":
+                share = pseudo_labels(self._all_scaled()).float().mean()
+                self.log("pseudo_anomalies", share, batch_size=len(self._paths))
+
+    @torch.no_grad()
+    def rebuild(self, epoch: int) -> None:
+        """Rebuild the memory bank from the images that score lowest, and every patch's distance to it.
+
+        Args:
+            epoch (int): Number of the epoch. The draw depends on it and the seed only, not on how many there were
+                before: a resumed run draws the same, and so do all processes.
+        """
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        with evaluating(self.model):
+            self._image_scores = torch.cat([self._head_scores(chunk) for chunk in self._chunks()])
+            if not (self._is_static and len(self._distances) == len(self._paths)):
+                self._rebuild_bank(generator)
+        self._rebuilt_at = epoch
+
+    def _rebuild_bank(self, generator: torch.Generator) -> None:
+        # The published rule scales probabilities; the order is the same.
+        scores = self._image_scores.sigmoid() if self.bank_rule == "min_max" else self._image_scores
+        if self.bank_rule == "neighbours":
+            scores = self._neighbour_scores()
+        images = candidates(scores, self.bank_rule, self.bank_share)
+        if self.bank_half:
+            images = draw_bank(images, generator)
+        bank, owners = self._bank(images, self.space, generator)
+        self._distances = torch.cat([self._chunk_distances(chunk, bank, owners) for chunk in self._chunks()])
+        self._in_bank = torch.zeros(len(self._paths), dtype=torch.bool)
+        self._in_bank[images] = True
+        self._scaled = None
+
+    @property
+    def _is_static(self) -> bool:
+        """Whether bank and distances stay as they are: neither Local-Net nor chance has a part in them."""
+        return self.space == "descriptors" and self.bank_rule == "neighbours" and not self.bank_half
+
+    def _head_scores(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return the scores of training images by the head as it is, shape ``(B,)``, on the CPU."""
+        token, raw = self._raw(rows)
+        return self.model.image_scores(self.model.local_net(*self.model.scale(token, raw))[1], raw).cpu()
+
+    def _vectors(self, rows: Sequence[int], space: str) -> torch.Tensor:
+        """Return what distances are measured between, shape ``(B, P, D)``."""
+        token, patches = self._features(rows)
+        if space == "adapted":
+            return self.model.local_net.adapt(token, patches)
+        return patches
+
+    def _neighbour_scores(self) -> torch.Tensor:
+        """Return how far images are from others, shape ``(N,)``: in the space of descriptors, once a training."""
+        if len(self._neighbour_score) == len(self._paths):
+            return self._neighbour_score
+        everything = torch.arange(len(self._paths))
+        vectors, _ = self._bank(everything, "descriptors", torch.Generator().manual_seed(self.seed))
+        bank = vectors.view(len(everything), -1, vectors.shape[1])
+        scores = []
+        for chunk in self._chunks():
+            patches = self._vectors(chunk, "descriptors")
+            own = torch.tensor(chunk).repeat_interleave(patches.shape[1])
+            distances = kth_nearest_image(patches.flatten(0, 1), bank, self.neighbour_images, own)
+            scores.append(pooled_score(distances.view(len(chunk), -1), self.model.top_share).cpu())
+        self._neighbour_score = torch.cat(scores)
+        return self._neighbour_score
+
+    def _bank(self, images: torch.Tensor, space: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the bank's vectors ``(M, d)`` and the number of the patch that each one is, ``(M,)``."""
+        n_patches = self.model.n_patches
+        wanted = n_patches if self.bank_vectors is None else max(1, min(n_patches, self.bank_vectors // len(images)))
+        vectors, owners = [], []
+        for part in images.split(CHUNK):
+            adapted = self._vectors(part.tolist(), space)
+            drawn = torch.rand(adapted.shape[:2], generator=generator).argsort(dim=1)[:, :wanted].sort(dim=1)[0]
+            vectors.append(adapted.gather(1, drawn.to(adapted.device)[..., None].expand(-1, -1, adapted.shape[2])))
+            owners.append(part[:, None] * n_patches + drawn)
+        return torch.cat(vectors).flatten(0, 1).float(), torch.cat(owners).flatten()
+
+    def _chunk_distances(self, chunk: range, bank: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
+        """Return the squared distance of every patch of some images to its nearest other bank vector, ``(B, P)``."""
+        n_patches = self.model.n_patches
+        adapted = self._vectors(chunk, self.space)
+        own = torch.arange(chunk.start * n_patches, chunk.stop * n_patches)
+        # An only image has no other to be compared with.
+        if self.exclude == "image" and len(self._paths) > 1:
+            own, owners = own // n_patches, owners // n_patches
+        distances = nearest(adapted.flatten(0, 1), bank, exclude=(own, owners))[0]
+        distances = torch.nan_to_num(distances, posinf=0.0)  # an only patch: nothing to be far from
+        return distances.view(len(chunk), n_patches).cpu()
+
+    def _all_scaled(self) -> torch.Tensor:
+        if self._scaled is None:
+            self._scaled = scale_distances(self._distances, self.scope, self.label_kappa)
+        return self._scaled
+
+    def _targets(self) -> torch.Tensor:
+        if self._scaled is None:
+            self._scaled = centred_log(self._distances)
+        return self._scaled
+
+    def _scaled_of(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return the scaled distances of all patches of images, shape ``(B, P)``."""
+        if self.scope == "batch":
+            return scale_distances(self._distances[list(rows)], self.scope)
+        return self._all_scaled()[list(rows)]
+
+    # ------------------------------------------------------------------------------------------------------- training
+    def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Return the loss of a batch: balanced cross-entropy on pseudo-labels, and mutual smoothness.
+
+        Args:
+            batch (ImageBatch): Training batch; of its images only the paths are used.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            STEP_OUTPUT: The loss.
+        """
+        del args, kwargs
+        rows = [self._row[str(path)] for path in batch.image_path]
+        loss = self.batch_loss(rows, self.next_generator())
+        self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=len(rows))
+        return {"loss": loss}
+
+    def batch_loss(self, rows: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+        """Return the loss of training images.
+
+        Args:
+            rows (Sequence[int]): Positions of the images in the store of features.
+            generator (torch.Generator): Source of drawn patches and noise, on the CPU.
+
+        Returns:
+            torch.Tensor: The loss.
+        """
+        token, patches = self._features(rows)
+        by_distance = self.target == "distances"
+        scaled = (self._targets()[list(rows)] if by_distance else self._scaled_of(rows)).to(patches.device)
+        if self.train_patches is not None and self.train_patches < patches.shape[1]:
+            drawn = torch.rand(scaled.shape, generator=generator).argsort(dim=1)[:, : self.train_patches]
+            drawn = drawn.to(patches.device)
+            scaled = scaled.gather(1, drawn)
+            patches = patches.gather(1, drawn[..., None].expand(-1, -1, patches.shape[2]))
+        if by_distance:
+            return distance_loss(self.model.local_net(token, patches)[1], scaled)
+        labels = pseudo_labels(scaled)
+        adapted, clean = self.model.local_net(token, patches)
+        logits = torch.where(labels, self._perturbed_logits(token, patches, scaled, clean, generator), clean)
+        pairs = self._pairs(adapted.detach().flatten(0, 1), generator)
+        loss = self.loss(logits.flatten(), labels.flatten(), clean.flatten(), pairs)
+        if self.synthetic_noise:
+            loss = loss + self._synthetic_loss(token, patches, generator)
+        return loss
+
+    def _perturbed_logits(
+        self,
+        token: torch.Tensor,
+        patches: torch.Tensor,
+        scaled: torch.Tensor,
+        clean: torch.Tensor,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Return the scores of the batch in which pseudo-anomalies that are not certain have noise on them."""
+        chosen = uncertain(scaled, TAU_N, TAU_C)
+        if not self.noise_scale or not bool(chosen.any()):
+            return clean
+        image, place = chosen.nonzero(as_tuple=True)
+        # Of the chosen patches only, each with the token of its image: [token ; patch] is one raw descriptor.
+        descriptors = torch.cat([token[image], patches[image, place]], dim=1)
+        noisy = perturb(
+            descriptors, torch.ones_like(image, dtype=torch.bool), self._spread * self.noise_scale, generator
+        )
+        scores = self._single_scores(noisy)
+        return clean.masked_scatter(chosen, scores.to(clean.dtype))
+
+    def _single_scores(self, descriptors: torch.Tensor) -> torch.Tensor:
+        """Return the scores of patches that have a token each, shape ``(M, n_token + n_patch)`` to ``(M,)``."""
+        n_token = self.model.descriptors.n_token
+        return self.model.local_net(descriptors[:, :n_token], descriptors[:, None, n_token:])[1][:, 0]
+
+    def _synthetic_loss(self, token: torch.Tensor, patches: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return the mean cross-entropy of patches with noise on them as anomalies (ours)."""
+        sigma = self._spread * self.synthetic_noise
+        n_token = self.model.descriptors.n_token
+        everything = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
+        noisy_patches = perturb(patches, everything, sigma[n_token:], generator)
+        noisy_token = perturb(token, everything[:, 0], sigma[:n_token], generator)
+        scores = self.model.local_net(noisy_token, noisy_patches)[1]
+        return torch.nn.functional.softplus(-scores).mean()
+
+    def _pairs(self, adapted: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return mutually nearest pairs of patches of a batch, as positions in the flattened batch."""
+        if not self.loss.smoothness:
+            return torch.zeros(0, 2, dtype=torch.long, device=adapted.device)
+        among = None
+        if self.pair_patches is not None and self.pair_patches < len(adapted):
+            among = torch.randperm(len(adapted), generator=generator)[: self.pair_patches].to(adapted.device)
+            adapted = adapted[among]
+        own = torch.arange(len(adapted))
+        pairs = mutual_pairs(nearest(adapted, adapted, exclude=(own, own))[1][:, 0])
+        return pairs if among is None else among[pairs]
+
+    def on_fit_end(self) -> None:
+        """Let go of the features of the training set."""
+        super().on_fit_end()
+        self._close_store()
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the features of the training set, whatever ended the training.
+
+        Args:
+            stage (str): Lightning's stage.
+        """
+        super().teardown(stage)
+        self._close_store()
+
+    def _close_store(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    # ------------------------------------------------------------------------------------------------------- the audit
+    def training_frame(self) -> pd.DataFrame | None:
+        """Return what the latest rebuild found about the training images, or ``None`` before the first.
+
+        Returns:
+            pd.DataFrame | None: Columns ``image_path``, ``anomaly_score`` (the mean distance of the farthest patches to
+            the bank), ``confidence_weight``, ``pseudo_distance`` (the same number, under the method's name),
+            ``head_score`` (Local-Net's, before the sigmoid) and ``in_bank``.
+        """
+        if not self._paths or not self._distances.numel():
+            return None
+        distance = pooled_score(self._distances, self.model.top_share)
+        weights = training_set_weights(anchored_scores(distance.double()))[0]
+        return pd.DataFrame(
+            {
+                "image_path": self._paths,
+                "anomaly_score": distance.numpy().astype(float),
+                "confidence_weight": weights.numpy(),
+                "pseudo_distance": distance.numpy().astype(float),
+                "head_score": self._image_scores.numpy().astype(float),
+                "in_bank": self._in_bank.numpy(),
+            }
+        )
+
+    # ------------------------------------------------------------------------------------------------------ checkpoint
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add distances, scores and bank to a checkpoint, as plain tensors by image path.
+
+        Args:
+            checkpoint (dict[str, Any]): The checkpoint.
+        """
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[STATE_KEY] = {
+            "image_path": list(self._paths),
+            "distances": self._distances,
+            "image_scores": self._image_scores,
+            "in_bank": self._in_bank,
+            "neighbour_score": self._neighbour_score,
+            "features_key": self._features_key,
+            "rebuilt_at": self._rebuilt_at,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take distances, scores and bank from a checkpoint.
+
+        Args:
+            checkpoint (dict[str, Any]): The checkpoint.
+        """
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint.get(STATE_KEY)
+        if state is None:
+            return
+        self._take_paths(state["image_path"])
+        self._distances = state["distances"]
+        self._image_scores = state["image_scores"]
+        self._in_bank = state["in_bank"]
+        self._neighbour_score = state["neighbour_score"]
+        self._features_key = state["features_key"]
+        self._rebuilt_at = int(state["rebuilt_at"])
+        self._scaled = None
+
+    def _take_paths(self, paths: Sequence[str]) -> None:
+        self._paths = list(paths)
+        self._row = {path: k for k, path in enumerate(self._paths)}
+
+    def _forget_other_images(self) -> None:
+        """Rebuild at once where a checkpoint, or a fit before, knows other images than these."""
+        if self._store is None or self._features_key == self._store.key:
+            return
+        if self._paths:
+            logger.warning("The training images are others than before: the memory bank is built anew.")
+        self._take_paths(self._store.paths)
+        self._features_key = self._store.key
+        self._rebuilt_at = -1
+        self._neighbour_score, self._distances = torch.zeros(0), torch.zeros(0, 0)
+
+
+def _check_choices(choices: dict[str, tuple[str, tuple[str, ...]]]) -> None:
+    for name, (value, known) in choices.items():
+        if value not in known:
+            msg = f"{name} must be one of {known}, got '{value}'."
+            raise ValueError(msg)
+
+
+def _check_at_least(zero: dict[str, float], one: dict[str, int | None]) -> None:
+    for name, value in zero.items():
+        if value < 0:
+            msg = f"{name} must not be negative, got {value}."
+            raise ValueError(msg)
+    for name, count in one.items():
+        if count is not None and count < 1:
+            msg = f"{name} must be at least 1, got {count}."
+            raise ValueError(msg)

@@ -1,0 +1,83 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which images make the memory bank: the iteratively reconstructed memory bank, IRMB (Im, Son, Hong, WACV 2025)."""
+
+from __future__ import annotations
+
+import torch
+
+from .pseudo_labels import TAU_N, min_max
+
+RULES = ("min_max", "quantile", "neighbours")
+
+SMALLEST_BANK = 2
+"""With two images every image has another one to be compared with."""
+
+
+def pooled_score(patch_scores: torch.Tensor, share: float = 0.0, n_patches: int | None = None) -> torch.Tensor:
+    """Return an image's score: the mean of the top share of its patches' scores.
+
+    Args:
+        patch_scores: Shape ``(B, P)``.
+        share: In [0, 1]; the mean is over ``max(1, round(share * P))`` patches. 0 takes the largest score alone, as
+            published. Defaults to ``0.0``.
+        n_patches: P, where an export must not take it for a number that varies. Defaults to ``None``.
+
+    Returns:
+        Shape ``(B,)``.
+
+    Example:
+        >>> pooled_score(torch.tensor([[1.0, 4.0, 2.0, 3.0]]), share=0.5)
+        tensor([3.5000])
+    """
+    count = max(1, round(share * (n_patches or patch_scores.shape[1])))
+    if count == 1:
+        return patch_scores.amax(dim=1)
+    return patch_scores.topk(count, dim=1).values.mean(dim=1)
+
+
+def candidates(image_scores: torch.Tensor, rule: str = "min_max", share: float = 0.75) -> torch.Tensor:
+    """Return the positions of the images that may enter the bank.
+
+    Args:
+        image_scores: Score of every training image, shape ``(N,)``, larger for more anomalous.
+        rule: ``"min_max"`` takes the images whose score, scaled to [0, 1] over all images, is below 0.5, as published.
+            ``"quantile"`` takes the lowest ``share`` of them (ours): the published rule takes one image alone where
+            one scores far below the rest, and nearly all where one scores far above. ``"neighbours"`` selects in the
+            same way; only the scores are others, see :func:`.neighbours.kth_nearest_image`.
+        share: Share of images under these two, in (0, 1]. Defaults to ``0.75``.
+
+    Returns:
+        Ascending positions, at least ``min(N, 2)`` of them: the lowest scores where the rule finds fewer.
+
+    Raises:
+        ValueError: If the rule is unknown or a score is NaN.
+
+    Example:
+        >>> candidates(torch.tensor([0.1, 0.9, 0.2, 0.3]))
+        tensor([0, 2, 3])
+    """
+    if rule not in RULES:
+        msg = f"rule must be one of {RULES}, got '{rule}'."
+        raise ValueError(msg)
+    if bool(torch.isnan(image_scores).any()):
+        msg = f"{int(torch.isnan(image_scores).sum())} of {len(image_scores)} image scores are NaN."
+        raise ValueError(msg)
+    order = image_scores.argsort(stable=True)
+    least = min(SMALLEST_BANK, len(order))
+    count = int((min_max(image_scores) < TAU_N).sum()) if rule == "min_max" else round(share * len(order))
+    return order[: max(count, least)].sort().values
+
+
+def draw_bank(candidate_images: torch.Tensor, generator: torch.Generator, share: float = 0.5) -> torch.Tensor:
+    """Return a random share of the candidates, ascending, at least two where there are two.
+
+    Args:
+        candidate_images: Positions of the candidates, shape ``(N_c,)``.
+        generator: Source of the draw.
+        share: Share to keep, published one half. Defaults to ``0.5``.
+    """
+    count = min(max(SMALLEST_BANK, int(share * len(candidate_images))), len(candidate_images))
+    order = torch.randperm(len(candidate_images), generator=generator)
+    return candidate_images[order[:count].to(candidate_images.device)].sort().values

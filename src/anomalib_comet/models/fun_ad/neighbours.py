@@ -1,0 +1,255 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Exact nearest neighbours: through faiss where it is faster, through torch everywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ENGINES = ("auto", "faiss", "torch")
+CHUNK_VALUES = 2**24
+"""Distances that the torch search holds at a time: 64 MiB."""
+
+FILTERED = 8
+"""Up to so many excluded bank vectors a query are filtered out of a longer list of faiss; beyond, torch masks them."""
+
+BLOCK = 2**16
+"""Queries of one search under faiss, so that its lists stay small."""
+
+
+def nearest(
+    query: torch.Tensor,
+    bank: torch.Tensor,
+    k: int = 1,
+    exclude: tuple[torch.Tensor, torch.Tensor] | None = None,
+    engine: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return squared Euclidean distances to the k nearest bank vectors, and where in the bank these are.
+
+    A query's own entry in the bank is excluded by its index, never by a small distance: in low precision the distance
+    to oneself is far from zero, and a duplicate's is zero with good reason.
+
+    Args:
+        query: Shape ``(Q, D)``.
+        bank: Shape ``(M, D)``.
+        k: Number of neighbours. Defaults to ``1``.
+        exclude: Group of every query, shape ``(Q,)``, and of every bank vector, shape ``(M,)``, integers: the bank
+            vectors of a query's own group do not count. Groups are numbers of vectors to exclude the vector itself, or
+            of images to exclude everything of its own image. ``None`` excludes nothing. Defaults to ``None``.
+        engine: ``"faiss"`` (``IndexFlatL2``, on the GPU where the installed faiss has GPUs and there is one),
+            ``"torch"``, or ``"auto"``: faiss for vectors on the CPU and wherever it has a GPU, else torch. Where more
+            than :data:`FILTERED` vectors of the bank are excluded a query, torch is used whatever is asked for. Both
+            find by matrix products; the distances themselves are then computed from differences, so that they are
+            equal, and that of a duplicate is exactly zero. Defaults to ``"auto"``.
+
+    Returns:
+        Distances of shape ``(Q, k)``, ascending, in single precision, and indices of shape ``(Q, k)``, on the device
+        of ``query``. Infinity and -1 where the bank has fewer than k vectors left.
+
+    Raises:
+        ValueError: If the engine is unknown, the shapes do not fit, k is below 1 or a value is not finite.
+
+    Example:
+        >>> bank = torch.tensor([[0.0], [1.0], [5.0]])
+        >>> nearest(bank, bank, exclude=(torch.arange(3), torch.arange(3)))[0].flatten()
+        tensor([ 1.,  1., 16.])
+    """
+    if engine not in ENGINES:
+        msg = f"engine must be one of {ENGINES}, got '{engine}'."
+        raise ValueError(msg)
+    if query.ndim != 2 or bank.ndim != 2 or query.shape[1] != bank.shape[1] or k < 1:  # noqa: PLR2004
+        msg = f"query and bank must be (Q, D) and (M, D) and k >= 1, got {query.shape}, {bank.shape} and k = {k}."
+        raise ValueError(msg)
+    query, bank = query.detach().float(), bank.detach().float().to(query.device)
+    if not (torch.isfinite(query).all() and torch.isfinite(bank).all()):
+        msg = "Features are not finite (NaN or infinite): no neighbours can be found among them."
+        raise ValueError(msg)
+    excluded = 0
+    if exclude is not None:
+        exclude = (exclude[0].to(query.device), exclude[1].to(query.device))
+        excluded = _largest_group(exclude[1])
+    on_cpu = query.device.type == "cpu"
+    with_faiss = engine == "faiss" or (engine == "auto" and (on_cpu or faiss_gpus() > 0))
+    if with_faiss and excluded <= FILTERED and len(bank) and len(query):
+        found = _nearest_faiss(query, bank, k, exclude, excluded)
+    else:
+        found = _nearest_torch(query, bank, k, exclude)
+    return _exact(query, bank, found[1]), found[1]
+
+
+def kth_nearest_image(query: torch.Tensor, bank: torch.Tensor, k: int, own: torch.Tensor) -> torch.Tensor:
+    """Return the squared distance of vectors to the k-th nearest image other than their own (ours).
+
+    The distance to an image is that to its nearest vector. A defect that occurs in a few training images has near
+    neighbours in these; with k larger than their number, it is compared with a sound image all the same.
+
+    Args:
+        query: Shape ``(Q, D)``.
+        bank: Vectors of every image, shape ``(N, m, D)``.
+        k: Rank of the image, from 1; at most the number of other images is used.
+        own: Position of every query's own image in the bank, shape ``(Q,)``; -1 for none.
+
+    Returns:
+        Shape ``(Q,)``; zeros where there is no other image.
+
+    Example:
+        >>> bank = torch.tensor([[[0.0], [9.0]], [[2.0], [8.0]], [[5.0], [6.0]]])
+        >>> kth_nearest_image(torch.tensor([[0.0]]), bank, k=2, own=torch.tensor([0]))
+        tensor([25.])
+    """
+    n_images, n_vectors, width = bank.shape
+    query, flat = query.detach().float(), bank.detach().float().to(query.device).reshape(-1, width)
+    own = own.to(query.device)
+    squares = flat.square().sum(1)
+    size = max(1, CHUNK_VALUES // max(1, len(flat)))
+    parts = []
+    for start in range(0, len(query), size):
+        part = query[start : start + size]
+        distances = torch.addmm(squares[None], part, flat.T, alpha=-2.0).view(len(part), n_images, n_vectors).amin(2)
+        distances += part.square().sum(1, keepdim=True)
+        itself = own[start : start + size, None] == torch.arange(n_images, device=query.device)
+        others = n_images - int(itself.any())
+        rank = min(k, others)
+        if not rank:
+            parts.append(torch.zeros(len(part), device=query.device))
+            continue
+        ordered = distances.masked_fill_(itself, torch.inf).topk(rank, dim=1, largest=False, sorted=True)[0]
+        parts.append(ordered[:, -1].clamp(min=0.0))
+    return torch.cat(parts) if parts else query.new_zeros(0)
+
+
+def mutual_pairs(neighbour: torch.Tensor) -> torch.Tensor:
+    """Return the pairs (u, v) of which each is the other's nearest neighbour.
+
+    Args:
+        neighbour: Index of everybody's nearest neighbour, shape ``(N,)``; -1 for nobody.
+
+    Returns:
+        Shape ``(n_pairs, 2)``, every pair once, u < v.
+
+    Example:
+        >>> mutual_pairs(torch.tensor([1, 0, 1, -1]))
+        tensor([[0, 1]])
+    """
+    own = torch.arange(len(neighbour), device=neighbour.device)
+    mutual = (neighbour >= 0) & (neighbour > own) & (neighbour[neighbour.clamp(min=0)] == own)
+    return torch.stack([own[mutual], neighbour[mutual]], dim=1)
+
+
+def faiss_gpus() -> int:
+    """Return the number of GPUs that the installed faiss can use."""
+    return _gpus_of_faiss() if torch.cuda.is_available() else 0
+
+
+@functools.cache
+def _gpus_of_faiss() -> int:
+    import faiss  # noqa: PLC0415  # a second of import that inference does not need
+
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
+
+
+def _largest_group(groups: torch.Tensor) -> int:
+    return int(groups.unique(return_counts=True)[1].max()) if len(groups) else 0
+
+
+def _flat_index(bank: torch.Tensor) -> Any:
+    import faiss  # noqa: PLC0415
+
+    index: Any = faiss.IndexFlatL2(bank.shape[1])
+    if faiss_gpus():
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    index.add(bank.cpu().contiguous().numpy())
+    return index
+
+
+@contextlib.contextmanager
+def _same_threads() -> Iterator[None]:
+    """Let faiss use as many threads as torch, not all cores: who has limited torch means it."""
+    import faiss  # noqa: PLC0415
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _nearest_faiss(
+    query: torch.Tensor,
+    bank: torch.Tensor,
+    k: int,
+    exclude: tuple[torch.Tensor, torch.Tensor] | None,
+    excluded: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Search for as many more as may be excluded, then leave those out."""
+    wanted = min(k + excluded, len(bank))
+    with _same_threads():
+        index = _flat_index(bank)
+        found = [index.search(part.cpu().contiguous().numpy(), wanted) for part in query.split(BLOCK)]
+    distances = torch.cat([torch.from_numpy(d) for d, _ in found]).to(query.device)
+    indices = torch.cat([torch.from_numpy(i) for _, i in found]).to(query.device)
+    if exclude is not None:
+        own = exclude[1][indices] == exclude[0][:, None]
+        distances = distances.masked_fill(own, torch.inf)
+    return _smallest(distances, indices, k)
+
+
+def _nearest_torch(
+    query: torch.Tensor,
+    bank: torch.Tensor,
+    k: int,
+    exclude: tuple[torch.Tensor, torch.Tensor] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by matrix products, as many queries at a time as give :data:`CHUNK_VALUES` distances."""
+    size = max(1, CHUNK_VALUES // max(1, len(bank)))
+    squares = bank.square().sum(1)
+    parts = []
+    for start in range(0, len(query), size):
+        part = query[start : start + size]
+        distances = torch.addmm(squares[None], part, bank.T, alpha=-2.0)
+        if exclude is not None:
+            own = exclude[1][None] == exclude[0][start : start + size, None]
+            distances = distances.masked_fill_(own, torch.inf)
+        parts.append(_smallest(distances, None, k))
+    if not parts:
+        return query.new_zeros(0, k), torch.zeros(0, k, dtype=torch.long, device=query.device)
+    return torch.cat([d for d, _ in parts]), torch.cat([i for _, i in parts])
+
+
+def _exact(query: torch.Tensor, bank: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Return the squared distances to bank vectors by their positions, infinity for -1."""
+    distances = query.new_full(where.shape, torch.inf)
+    if not len(bank) or not query.shape[1]:
+        return distances if query.shape[1] else distances.masked_fill(where >= 0, 0.0)
+    size = max(1, CHUNK_VALUES // query.shape[1])
+    for start in range(0, len(query), size):
+        part = slice(start, start + size)
+        for column in range(where.shape[1]):
+            found = where[part, column]
+            squares = (query[part] - bank[found.clamp(min=0)]).square().sum(1)
+            distances[part, column] = squares.masked_fill(found < 0, torch.inf)
+    return distances
+
+
+def _smallest(distances: torch.Tensor, indices: torch.Tensor | None, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the k smallest of every row and their indices; infinity and -1 where there are no more."""
+    if k == 1 and distances.shape[1]:
+        smallest, columns = distances.min(dim=1, keepdim=True)
+    else:
+        smallest, columns = distances.topk(min(k, distances.shape[1]), dim=1, largest=False, sorted=True)
+    where = columns if indices is None else indices.gather(1, columns)
+    where = where.masked_fill(torch.isinf(smallest), -1)
+    lacking = k - smallest.shape[1]
+    if lacking:
+        smallest = torch.nn.functional.pad(smallest, (0, lacking), value=torch.inf)
+        where = torch.nn.functional.pad(where, (0, lacking), value=-1)
+    return smallest, where
