@@ -26,13 +26,13 @@ import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.models import Padim, Patchcore
+from magnetic_tiles import DEFECTS, keep_decoded_images
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_comet.backbones import timm_name_without_download
 from anomalib_comet.data import ContaminatedDataModule
 from anomalib_comet.models import FunAd
-from magnetic_tiles import DEFECTS, keep_decoded_images
 
 LAYERS = ["blocks.2", "blocks.4"]
 SIZE = (224, 224)

@@ -376,7 +376,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         Not of its representation: that of a Resize from a checkpoint names its interpolation in another way.
         """
         pattern = torch.linspace(0.0, 1.0, 3 * 97 * 113).reshape(1, 3, 97, 113).mul(50.0).sin()
-        transform = self.pre_processor.transform if self.pre_processor else None
+        processor: Any = self.pre_processor
+        transform = processor.transform if processor else None
         made = pattern if transform is None else transform(pattern)
         return hashlib.sha256(made.float().contiguous().numpy().tobytes()).hexdigest()
 
