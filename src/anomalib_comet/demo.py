@@ -81,7 +81,7 @@ SMALL: dict[str, Any] = {
     "pooling": "mean_std",
     "feature_scaling": "whiten",
     "identity_start": True,
-    "image_score": "both",
+    "image_score": "local",
     "local_share": 0.05,
     "train_rotations": "quarter",
     "kappa": 0.0,
