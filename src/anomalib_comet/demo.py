@@ -80,6 +80,7 @@ SMALL: dict[str, Any] = {
     "local_hidden_units": 64,
     "pooling": "mean_std",
     "feature_scaling": "whiten",
+    "min_shrinkage": 0.01,
     "identity_start": True,
     "image_score": "local",
     "local_share": 0.05,

@@ -191,6 +191,17 @@ def test_threshold_marks_and_counts(page):
     assert element(page, "summary").text == "1 of 60 images"
 
 
+def test_scores_over_orders_of_magnitude_spread_over_the_slider(browser, tmp_path):
+    paths = [str(tmp_path / f"{k}.png") for k in range(5)]
+    for path in paths:
+        Image.new("RGB", (8, 8)).save(path)
+    spread = audit(paths, [1.0, 10.0, 100.0, 1000.0, 10000.0], tmp_path / "out")
+    open_page(browser, spread.page_path)
+    set_slider(browser, "slider", 500)
+    assert float(element(browser, "value").get_attribute("value")) == pytest.approx(100.0)
+    assert element(browser, "above").text == "2 images above"
+
+
 def click(browser, position, shift=False):
     browser.execute_script(
         "document.querySelector('.tile[data-position=\"' + arguments[0] + '\"]')"

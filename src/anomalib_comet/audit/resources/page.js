@@ -212,11 +212,21 @@
 
   // ------------------------------------------------------------------------------------------------ threshold
   const bins = 60;
+  // Scores of some detectors span orders of magnitude: a linear slider would have all images but a few in its first step.
+  const byOrders = () => state.by === "score" && range.score[0] > 0 && range.score[1] > 200 * range.score[0];
+  function shareOf(value) {
+    const [low, high] = range[state.by];
+    return byOrders() ? Math.log(Math.max(value, low) / low) / Math.log(high / low) : (value - low) / (high - low || 1);
+  }
+  function valueAt(share) {
+    const [low, high] = range[state.by];
+    return byOrders() ? low * (high / low) ** share : low + share * (high - low);
+  }
   function drawHistogram() {
-    const [low, high] = range[state.by], amounts = new Array(bins).fill(0);
+    const amounts = new Array(bins).fill(0);
     for (const image of images) {
       const value = image[state.by];
-      if (value !== null) amounts[Math.min(bins - 1, Math.max(0, Math.floor((value - low) / (high - low || 1) * bins)))] += 1;
+      if (value !== null) amounts[Math.min(bins - 1, Math.max(0, Math.floor(shareOf(value) * bins)))] += 1;
     }
     const most = Math.sqrt(Math.max(1, ...amounts));
     $("histogram").replaceChildren(...amounts.map((amount, k) => {
@@ -226,7 +236,7 @@
     }));
   }
   function showThreshold() {
-    const [low, high] = range[state.by], value = state[state.by], share = (value - low) / (high - low || 1);
+    const value = state[state.by], share = shareOf(value);
     $("slider").value = Math.round(share * 1000);
     $("slider").setAttribute("aria-valuetext", `${state.by} ${number(value)}`);
     if (document.activeElement !== $("value")) $("value").value = +value.toPrecision(6);
@@ -360,7 +370,7 @@
     $("scale-note").textContent = `One scale for all images: from the ${data.quantiles[0] * 100} % to the ${+(data.quantiles[1] * 100).toFixed(3)} % quantile of all map values.${data.mapped < images.length ? ` ${count(data.mapped, "image")} of ${images.length.toLocaleString("en")} ${data.mapped === 1 ? "has" : "have"} a map.` : ""}`;
   }
   for (const radio of document.getElementsByName("by")) radio.addEventListener("change", () => { state.by = radio.value; drawHistogram(); showThreshold(); });
-  $("slider").addEventListener("input", () => { const [low, high] = range[state.by]; setThreshold(low + $("slider").value / 1000 * (high - low)); });
+  $("slider").addEventListener("input", () => setThreshold(valueAt($("slider").value / 1000)));
   $("value").addEventListener("input", () => { if ($("value").value !== "") setThreshold(+$("value").value); });
   $("value").addEventListener("blur", showThreshold);
   $("select-above").addEventListener("click", () => { for (const image of shown) if (beyond(image)) state.selected.add(image.id); showSelection(); });
