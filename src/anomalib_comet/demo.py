@@ -78,18 +78,8 @@ SMALL: dict[str, Any] = {
     "n_windows": 16,
     "local_coupling_blocks": 4,
     "local_hidden_units": 64,
-    "pooling": "mean_std",
-    "feature_scaling": "whiten",
-    "min_shrinkage": 0.01,
-    "identity_start": True,
     "image_score": "local",
-    "local_share": 0.05,
     "train_rotations": "quarter",
-    "kappa": 0.0,
-    "weight_power": 2.0,
-    "cross_fit_folds": 4,
-    "cross_fit_epochs": 0,
-    "cross_fit_rounds": 3,
 }
 """The small preset, the same as in ``configs/comet_differnet_small.yaml``."""
 

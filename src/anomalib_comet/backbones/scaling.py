@@ -61,11 +61,7 @@ def _moments(vectors: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor
     return mean, torch.where(varies, std, torch.ones_like(std)), varies
 
 
-def whitening_matrix(
-    vectors: torch.Tensor,
-    weights: torch.Tensor,
-    min_shrinkage: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def whitening_matrix(vectors: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weighted mean ``m`` and matrix ``W``, so that ``W (x - m)`` has the identity for its weighted covariance.
 
     ``W = R^(-1/2) diag(1 / std)`` with R the correlation matrix, shrunk towards the identity by the intensity of
@@ -75,15 +71,13 @@ def whitening_matrix(
     Args:
         vectors: Shape ``(N, D)``.
         weights: Shape ``(N,)``, not negative, not all zero.
-        min_shrinkage: Least intensity of the shrinkage, in [0, 1]. Many vectors give a small one, and directions that
-            hardly vary among them a gain of up to its inverse root. Defaults to ``0.0``.
 
     Returns:
         Mean of shape ``(D,)`` and matrix of shape ``(D, D)``, in double precision.
     """
     mean, std, varies = _moments(vectors, weights)
     scaled = (vectors.double() - mean) / std * (weights / weights.mean()).double().sqrt()[:, None]
-    shrinkage = max(min_shrinkage, float(ledoit_wolf_shrinkage(scaled.float().numpy(), assume_centered=True)))
+    shrinkage = float(ledoit_wolf_shrinkage(scaled.float().numpy(), assume_centered=True))
     correlation = scaled.T @ scaled / len(scaled)
     shrunk = (1.0 - shrinkage) * correlation + shrinkage * torch.eye(len(mean), dtype=torch.float64)
     # A feature that hardly varies keeps its size; shrunk towards 1 alone, its variance would be blown up.
@@ -102,19 +96,11 @@ class FeatureScaling(nn.Module):
         n_features: Number of features D.
         scaling: ``"none"`` for the identity, ``"standardize"`` for each feature by itself, ``"whiten"`` for unit
             variance in every direction. Defaults to ``"standardize"``.
-        min_shrinkage: See :func:`whitening_matrix`. Defaults to ``0.0``.
-
-    Raises:
-        ValueError: If ``min_shrinkage`` is not in [0, 1].
     """
 
-    def __init__(self, n_features: int, scaling: Scaling = "standardize", min_shrinkage: float = 0.0) -> None:
+    def __init__(self, n_features: int, scaling: Scaling = "standardize") -> None:
         super().__init__()
-        if not 0.0 <= min_shrinkage <= 1.0:
-            msg = f"min_shrinkage must be in [0, 1], got {min_shrinkage}."
-            raise ValueError(msg)
         self.scaling = scaling
-        self.min_shrinkage = min_shrinkage
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("matrix", torch.eye(n_features) if scaling == "whiten" else torch.ones(n_features))
         self.register_buffer("is_fitted", torch.tensor(data=scaling == "none"))
@@ -134,7 +120,7 @@ class FeatureScaling(nn.Module):
             return
         vectors, weights = vectors.float().cpu(), weights.float().cpu()
         if self.scaling == "whiten":
-            mean, matrix = whitening_matrix(vectors, weights, self.min_shrinkage)
+            mean, matrix = whitening_matrix(vectors, weights)
         else:
             mean, std = weighted_moments(vectors, weights)
             matrix = 1.0 / std

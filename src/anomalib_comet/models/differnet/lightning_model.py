@@ -89,9 +89,6 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
             ``"standardize"`` each to zero mean and unit variance, ``"whiten"`` to unit variance in every direction,
             ``"none"`` as published. Under CoMet with ``cross_fit_folds`` it is fitted with the confidence
             weights. Defaults to ``"standardize"``.
-        min_shrinkage (float): Least shrinkage of ``"whiten"`` towards uncorrelated features, in [0, 1], on top of what
-            Ledoit and Wolf's rule asks for. A hundredth keeps the scores of windows within a few orders of magnitude.
-            Defaults to ``0.0``.
         identity_start (bool): Whether the flows start as the identity, so that the first scores are Mahalanobis
             distances with ``feature_scaling="whiten"`` (ours). Defaults to ``False``.
         train_rotations (str): Poses of training images: ``"random"`` draws four random angles an image and step, as
@@ -136,7 +133,6 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         pooling: str = "mean",
         train_windows: int = 16,
         feature_scaling: str = "standardize",
-        min_shrinkage: float = 0.0,
         identity_start: bool = False,
         train_rotations: str = "random",
         cache_gib: float = 2.0,
@@ -180,7 +176,6 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
             local_share=local_share,
             pooling=pooling,
             feature_scaling=feature_scaling,
-            min_shrinkage=min_shrinkage,
             identity_start=identity_start,
             seed=seed,
         )

@@ -172,8 +172,6 @@ class DifferNetModel(nn.Module):
             a small defect that their mean does not. Defaults to ``"mean"``.
         feature_scaling: ``"none"`` as published, ``"standardize"`` or ``"whiten"``, see
             :class:`anomalib_comet.backbones.FeatureScaling`. Defaults to ``"standardize"``.
-        min_shrinkage: Least shrinkage of ``"whiten"``, see :func:`anomalib_comet.backbones.whitening_matrix`. Defaults
-            to ``0.0``.
         identity_start: Whether the flows start as the identity. Defaults to ``False``.
         seed: Seed of the flows' permutations and initial weights. Defaults to ``0``.
 
@@ -200,7 +198,6 @@ class DifferNetModel(nn.Module):
         local_share: float = 0.0,
         pooling: str = "mean",
         feature_scaling: str = "standardize",
-        min_shrinkage: float = 0.0,
         identity_start: bool = False,
         seed: int = 0,
     ) -> None:
@@ -237,7 +234,7 @@ class DifferNetModel(nn.Module):
             pooling,
         )
         n_features = self.features.n_features
-        self.scaling = FeatureScaling(n_features, scaling, min_shrinkage)
+        self.scaling = FeatureScaling(n_features, scaling)
         self.flow = NormalizingFlow(
             n_features,
             coupling_blocks,
@@ -249,7 +246,7 @@ class DifferNetModel(nn.Module):
         )
         self.local_flow: NormalizingFlow | None = None
         if n_windows:
-            self.local_scaling = FeatureScaling(self.features.n_window_features, scaling, min_shrinkage)
+            self.local_scaling = FeatureScaling(self.features.n_window_features, scaling)
             self.local_flow = NormalizingFlow(
                 self.features.n_window_features,
                 local_coupling_blocks,
