@@ -15,10 +15,11 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 from anomalib_comet.backbones import FeatureCache, keep_checkpoint_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from anomalib.models.components import AnomalibModule
+    from lightning.pytorch import Trainer
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
     from anomalib_comet.training_set import TrainingSet
@@ -176,6 +177,31 @@ def check_image_size(image_size: Sequence[int]) -> tuple[int, int]:
         msg = f"image_size must be a height and a width in pixels, e.g. (256, 256), got {tuple(image_size)}."
         raise ValueError(msg)
     return int(image_size[0]), int(image_size[1])
+
+
+def refuse_half_precision(trainer: Trainer, why: str) -> None:
+    """Refuse a trainer that keeps the parameters themselves in half precision.
+
+    Args:
+        trainer: The trainer of a fit that is about to start.
+        why: What of the detector is lost in it, the subject of the message.
+
+    Raises:
+        ValueError: If the trainer's precision is ``bf16-true`` or ``16-true``.
+    """
+    if trainer.precision in {"bf16-true", "16-true"}:
+        msg = f"{why} parameters in full precision, not {trainer.precision}: use 32-true or bf16-mixed."
+        raise ValueError(msg)
+
+
+def weights_of(image_paths: Sequence[str], weights: Mapping[str, float] | None) -> torch.Tensor:
+    """Return the confidence weights of images, shape ``(N,)``: 1 for an image without one, and for all without weights.
+
+    Args:
+        image_paths: Paths of the images.
+        weights: Confidence weight by image path, or ``None``.
+    """
+    return torch.tensor([1.0 if weights is None else weights.get(path, 1.0) for path in image_paths])
 
 
 def vectors_per_image(n_images: int) -> int:

@@ -35,8 +35,10 @@ from anomalib_comet.models.frozen_features import (
     FrozenFeatures,
     check_image_size,
     every_nth,
+    refuse_half_precision,
     resizing_pre_processor,
     vectors_per_image,
+    weights_of,
 )
 from anomalib_comet.training_set import TrainingSet
 
@@ -271,12 +273,8 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
                 the parameters themselves in half precision.
         """
         super().setup(stage)
-        if stage == "fit" and self.trainer.precision in {"bf16-true", "16-true"}:
-            msg = (
-                f"DifferNet's likelihood needs parameters in full precision, not {self.trainer.precision}: "
-                "use 32-true or bf16-mixed."
-            )
-            raise ValueError(msg)
+        if stage == "fit":
+            refuse_half_precision(self.trainer, "DifferNet's likelihood needs")
         # Not at construction: anomalib's tiled ensemble builds models with images of 10 x 10 that never see one.
         if stage == "fit" and self.input_size is not None:
             self.model.features.check_image_size(self.input_size)
@@ -307,14 +305,14 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         count = vectors_per_image(len(training_set))
         pooled, windows, image_weights = [], [], []
         for paths, features in self.features_of(training_set, indices):
-            image_weights += [1.0 if weights is None else weights.get(path, 1.0) for path in paths]
+            image_weights.append(weights_of(paths, weights))
             pooled.append(features[0].cpu())
             if len(features) > 1:
                 windows.append(every_nth(features[1].movedim(2, -1).flatten(1, 3), count).cpu())
         self.model.fit_scaling(
             torch.cat(pooled),
             torch.cat(windows) if windows else None,
-            torch.tensor(image_weights),
+            torch.cat(image_weights),
         )
 
     @staticmethod

@@ -34,8 +34,10 @@ from anomalib_comet.models.frozen_features import (
     FrozenFeatures,
     check_image_size,
     every_nth,
+    refuse_half_precision,
     resizing_pre_processor,
     vectors_per_image,
+    weights_of,
 )
 from anomalib_comet.training_set import TrainingSet
 
@@ -323,12 +325,8 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
                 parameters themselves in half precision.
         """
         super().setup(stage)
-        if stage == "fit" and self.trainer.precision in {"bf16-true", "16-true"}:
-            msg = (
-                f"SimpleNet's small steps are lost on parameters of precision {self.trainer.precision}: "
-                "use 32-true or bf16-mixed."
-            )
-            raise ValueError(msg)
+        if stage == "fit":
+            refuse_half_precision(self.trainer, "SimpleNet's small steps need")
         # Not at construction: anomalib's tiled ensemble builds models with images of 10 x 10 that never see one.
         if stage == "fit" and self.input_size is not None:
             self.model.network.map_sizes(self.input_size)
@@ -360,9 +358,8 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         vectors, vector_weights = [], []
         for paths, (features,) in self.features_of(training_set, indices):
             some = every_nth(features.flatten(1, 2), count).float().cpu()
-            image_weights = torch.tensor([1.0 if weights is None else weights.get(path, 1.0) for path in paths])
             vectors.append(some.flatten(0, 1))
-            vector_weights.append(image_weights.repeat_interleave(some.shape[1]))
+            vector_weights.append(weights_of(paths, weights).repeat_interleave(some.shape[1]))
         self.model.fit_statistics(torch.cat(vectors), torch.cat(vector_weights), self.noise_scale)
 
     @staticmethod
