@@ -24,13 +24,17 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
+import yaml
 from anomalib.data import Folder
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.engine import Engine
 from anomalib.models import Fastflow, Padim, Patchcore, Stfpm, Supersimplenet
+from scipy.ndimage import label
 from sklearn.metrics import average_precision_score, roc_auc_score
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from anomalib_comet import models
 from anomalib_comet.backbones import FeatureCache, timm_name_without_download
@@ -67,6 +71,23 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 }
 """Arguments of the strategy on top of :data:`STRATEGY`; ``None`` is the detector without the strategy."""
 
+RULES = (
+    *("patch_pool", "feature_scaling", "norm_input", "top_share", "image_weight", "target", "scope", "space"),
+    *("bank_rule", "bank_half", "exclude"),
+)
+PRESET = Path(__file__).parent.parent / "configs" / "fun_ad.yaml"
+PUBLISHED_RULES = {rule: yaml.safe_load(PRESET.read_text())["model"]["init_args"][rule] for rule in RULES}
+FUN_AD: dict[str, dict[str, Any]] = {
+    "base": {},
+    "no image term": {"image_weight": 0.0},
+    "bank of a random half": {"bank_rule": "quantile", "bank_half": True},
+    "pseudo-labels by fence": {"target": "labels", "label_kappa": 1.5},
+    "published rules": {**PUBLISHED_RULES, "lr_decay": False},
+    "published rules, epoch scope": {**PUBLISHED_RULES, "lr_decay": False, "scope": "epoch"},
+    "published rules, robust scope": {**PUBLISHED_RULES, "lr_decay": False, "scope": "robust", "label_kappa": 1.5},
+}
+"""Arguments of FunAd on top of those in :func:`settings`."""
+
 STRATEGY: dict[str, dict[str, Any]] = {
     # The folds are scored by distances in whitened features, without training: it costs next to nothing.
     "DifferNet": {**RECOMMENDED, **CROSS_FITTED},
@@ -75,6 +96,12 @@ STRATEGY: dict[str, dict[str, Any]] = {
     "Stfpm": RECOMMENDED,
     "Supersimplenet": RECOMMENDED,
 }
+COLUMNS = (
+    *("image_auroc", "global_auroc", "local_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro"),
+    *("audit_ap", "audit_recall_2k"),
+)
+"""Columns that are printed as tables."""
+
 STOCK = {"Fastflow": Fastflow, "Stfpm": Stfpm, "Supersimplenet": Supersimplenet}
 NO_STRATEGY = {"PatchCore": Patchcore, "PaDiM": Padim}
 EPOCHS = {
@@ -83,6 +110,7 @@ EPOCHS = {
     "Fastflow": 20,
     "Stfpm": 20,
     "Supersimplenet": 20,
+    "FunAd": 30,
     **dict.fromkeys(NO_STRATEGY, 1),
 }
 
@@ -200,22 +228,42 @@ def settings(detector: str, arguments: argparse.Namespace, seed: int) -> dict[st
             "adaptor_lr": 1e-3,
             "train_patches": 256,
         }
+    if detector == "FunAd":
+        return {
+            **features,
+            "image_size": (224, 224) if learned else (256, 256),
+            "layers": LAYERS["FunAd"]["layers"] if arguments.backbone.startswith("mobilenetv2") else None,
+            "backbone_weights": weights,
+            "hidden_units": [512, 128],
+            "bank_vectors": 20_000,
+            "train_patches": 256,
+            "lr": 5e-4,
+            "lr_decay": True,
+            "seed": seed,
+            "feature_store": str(arguments.work / "fun_ad"),
+        }
     if detector in STOCK:
         return {**features, "pre_processor": resizing_pre_processor((128, 128)), **LAYERS[detector]}
     coreset = {"coreset_sampling_ratio": 0.01} if detector == "PatchCore" else {}
-    return {**features, "layers": ["blocks.2", "blocks.4"], **coreset}
+    size = resizing_pre_processor((224, 224) if learned else (256, 256))
+    layers = LAYERS["FunAd"]["layers"] if learned else None
+    return {**features, "layers": layers, "pre_processor": size, **coreset}
 
 
 LAYERS: dict[str, dict[str, Any]] = {
     "Fastflow": {"backbone": "resnet18", "flow_steps": 4, "pre_trained": False},
     "Stfpm": {"layers": ["blocks.1", "blocks.2", "blocks.4"]},
     "Supersimplenet": {"layers": ["blocks.2", "blocks.4"]},
+    "FunAd": {"layers": ["blocks.2", "blocks.4"]},
 }
 
 
 def model(detector: str, variant: str, arguments: argparse.Namespace, seed: int) -> Any:
     """Return the model of a cell."""
-    own, strategy = settings(detector, arguments, seed), VARIANTS[variant]
+    own = settings(detector, arguments, seed)
+    if detector == "FunAd":
+        return models.FunAd(**{**own, **FUN_AD[variant]})
+    strategy = VARIANTS[variant]
     torch.manual_seed(seed)  # the stock detectors draw their initial weights from the global generator
     ours = getattr(models, f"CoMet{detector}", None)
     if strategy is not None and ours is not None:
@@ -229,25 +277,31 @@ def model(detector: str, variant: str, arguments: argparse.Namespace, seed: int)
 
 
 @torch.no_grad()
-def measure(detector: Any, data: Any) -> dict[str, float]:
-    """Return metrics on the test set, and how well training scores find the injected images."""
+def measure(detector: Any, data: Any, pixels: bool = False) -> dict[str, float]:
+    """Return metrics on the test set, of maps too if asked, and how well training scores find the injected images."""
     detector.eval()
     scores: dict[str, list[torch.Tensor]] = {}
-    labels = []
+    labels, maps, masks = [], [], []
     for batch in data.test_dataloader():
-        batch.image, _ = detector.pre_processor.transform(batch.image, None)
+        batch.image, mask = detector.pre_processor.transform(batch.image, batch.gt_mask)
         labels.append(batch.gt_label)
+        if pixels:
+            maps.append(detector.model(batch.image).anomaly_map.flatten(1).half())
+            masks.append(mask)
         for name, score in raw_scores(detector, batch):
             scores.setdefault(name, []).append(score)
-    label = torch.cat(labels).numpy()
+    truth = torch.cat(labels).numpy()
     result = {}
     for name, parts in scores.items():
         score = torch.cat(parts).numpy()
-        result[f"{name}auroc"] = float(roc_auc_score(label, score))
-        result[f"{name}ap"] = float(average_precision_score(label, score))
-    table = getattr(detector, "confidence", None)
-    if table is not None and data.contamination.injected.any():
-        frame = table.frame(data.contamination[["image_path", "injected"]])
+        result[f"{name}auroc"] = float(roc_auc_score(truth, score))
+        result[f"{name}ap"] = float(average_precision_score(truth, score))
+    if pixels:
+        result |= pixel_metrics(torch.cat(maps).float(), torch.cat(masks))
+    found = detector.training_frame() if hasattr(detector, "training_frame") else None
+    if found is not None and data.contamination.injected.any():
+        frame = found.merge(data.contamination[["image_path", "injected"]], on="image_path")
+        frame = frame.sort_values("anomaly_score", ascending=False)
         truth = frame.injected.astype(int)
         count = int(truth.sum())
         result["audit_ap"] = float(average_precision_score(truth, frame.anomaly_score))
@@ -256,6 +310,39 @@ def measure(detector: Any, data: Any) -> dict[str, float]:
         result["weight_injected"] = float(frame.confidence_weight[truth == 1].mean())
         result["weight_normal"] = float(frame.confidence_weight[truth == 0].mean())
     return result
+
+
+def pixel_metrics(maps: torch.Tensor, masks: torch.Tensor) -> dict[str, float]:
+    """Return AUROC and average precision of pixels and the area under PRO up to 30 % false positives."""
+    masks = masks.long().reshape(len(maps), *masks.shape[-2:])
+    flat, truth = maps.flatten(), masks.flatten()
+    return {
+        "pixel_auroc": float(binary_auroc(flat, truth)),
+        "pixel_ap": float(binary_average_precision(flat, truth)),
+        "pro": per_region_overlap(flat.reshape(masks.shape), masks),
+    }
+
+
+def per_region_overlap(maps: torch.Tensor, masks: torch.Tensor, limit: float = 0.3) -> float:
+    """Return the area under the per-region overlap up to a false-positive rate, normalised.
+
+    anomalib's AUPRO sorts all pixels once a region, which takes hours on some hundred images: here ten thousand
+    thresholds at equal shares of the sound pixels.
+    """
+    steps = 10_000
+    normal = maps[masks == 0].sort()[0]
+    edges = normal[torch.linspace(0, len(normal) - 1, steps).long()].contiguous()
+    level = torch.bucketize(maps, edges)
+    sound = torch.bincount(level[masks == 0], minlength=steps + 1).flip(0).cumsum(0).double()
+    overlaps = []
+    for mask, values in zip(masks.numpy(), level, strict=True):
+        regions, count = label(mask)
+        for number in range(1, count + 1):
+            inside = values[torch.from_numpy(regions == number)]
+            overlaps.append(torch.bincount(inside, minlength=steps + 1).flip(0).cumsum(0).double() / len(inside))
+    rate, overlap = (sound / sound[-1]).numpy(), torch.stack(overlaps).mean(0).numpy()
+    grid = np.linspace(0.0, limit, 301)
+    return float(np.trapezoid(np.interp(grid, np.r_[0.0, rate], np.r_[0.0, overlap]), grid) / limit)
 
 
 def raw_scores(detector: Any, batch: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -303,7 +390,7 @@ def run(
         "train_images": len(data.train_data),
         "test_images": len(data.test_data),
         "fit_seconds": round(seconds, 1),
-        **{name: round(value, 4) for name, value in measure(trained, data).items()},
+        **{name: round(value, 4) for name, value in measure(trained, data, arguments.pixels).items()},
     }
     history = getattr(trained, "history", None)
     if history is not None and history.rows:
@@ -311,6 +398,13 @@ def run(
         row |= {name: history.rows[-1][name] for name in names if name in history.rows[-1]}
     shutil.rmtree(folder, ignore_errors=True)
     return row
+
+
+def known_variants(detector: str) -> list[str]:
+    """Return the variants that a detector has."""
+    if detector in NO_STRATEGY:
+        return ["base"]
+    return list(FUN_AD if detector == "FunAd" else VARIANTS)
 
 
 def key(
@@ -358,9 +452,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--backbone", help="frozen network (default: mobilenetv2_100 for tiles, gabor elsewhere)")
     parser.add_argument("--backbone-weights", type=Path, help="local state dict; without it weights are downloaded")
-    detectors = [*STRATEGY, *NO_STRATEGY]
+    detectors = [*STRATEGY, "FunAd", *NO_STRATEGY]
     parser.add_argument("--detectors", nargs="+", choices=detectors, default=["DifferNet"], help="rows")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS)[:5], help="rows")
+    variants = list(dict.fromkeys([*VARIANTS, *FUN_AD]))
+    parser.add_argument("--variants", nargs="+", choices=variants, default=list(VARIANTS)[:5], help="rows")
+    parser.add_argument("--pixels", action="store_true", help="measure maps too: AUROC, average precision, PRO")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.05, 0.1, 0.2], help="contamination ratios")
     parser.add_argument("--overlap", action="store_true", help="leave injected images in the test set too")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of images, draw and model")
@@ -394,7 +490,8 @@ def main() -> None:
             (detector, variant, ratio, arguments.overlap, seed)
             for seed in arguments.seeds
             for detector in arguments.detectors
-            for variant in (["base"] if detector in NO_STRATEGY else arguments.variants)
+            for variant in arguments.variants
+            if variant in known_variants(detector)
             for ratio in arguments.ratios
             if ratio or not arguments.overlap
         ]
@@ -411,7 +508,7 @@ def main() -> None:
                 if len(cache) != known[name]:
                     cache.write(kept(name, arguments))
     frame = pd.DataFrame(rows)
-    for column in ("image_auroc", "global_auroc", "local_auroc", "audit_ap", "audit_recall_2k"):
+    for column in COLUMNS:
         if column in frame:
             print(f"\n{column}\n{summary(frame, column).to_string()}")
 
