@@ -73,9 +73,10 @@ def cells_of(sweep: Sweep) -> list[Cell]:
         SweepError: If two models are the same but for their label.
     """
     cells = []
+    categories: list[str | None] = list(sweep.categories) or [None]
     labels: dict[str, str] = {}
     for seed, category, (label, model), overlap, ratio in product(
-        sweep.seeds, sweep.categories or [None], sweep.models.items(), sweep.overlap, sweep.ratios
+        sweep.seeds, categories, sweep.models.items(), sweep.overlap, sweep.ratios
     ):
         init_args = dict(sweep.data.init_args) | ({} if category is None else {"category": category})
         settings = {

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="Replace a value of the configuration, as in data.init_args.root=/data/mvtec or seeds=[0]. Can be repeated.",
+        help="Replace a value of the configuration, as in data.init_args.root=/data/mvtec or seeds=[0]; repeatable.",
     )
     where = arguments.add_mutually_exclusive_group()
     where.add_argument("--address", help="Address of a running Ray cluster, or auto. Default: Ray on this machine.")

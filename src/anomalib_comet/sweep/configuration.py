@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro", "f1_max", "audit_ap")
 """Columns of the result that have curves and may be published values, in the order of the report."""
@@ -257,6 +259,10 @@ def _check(sweep: Sweep) -> None:
         if len(set(values)) < len(values):
             msg = f"{name}: a value occurs twice in {values}."
             raise SweepError(msg)
+    _check_rest(sweep)
+
+
+def _check_rest(sweep: Sweep) -> None:
     if sweep.categories and "category" in sweep.data.init_args:
         msg = "data.init_args.category and categories say the same thing twice: leave one of them out."
         raise SweepError(msg)
@@ -278,8 +284,8 @@ def _check(sweep: Sweep) -> None:
         if size is not None and not (isinstance(size, list) and len(size) == 2 and all(map(_whole, size))):  # noqa: PLR2004
             msg = f"models.{label}.image_size: it has to be [height, width] in pixels, got {size}."
             raise SweepError(msg)
-    for k, entry in enumerate(sweep.published):
-        _check_published(f"published[{k}]", entry, sweep)
+    for k, value in enumerate(sweep.published):
+        _check_published(f"published[{k}]", value, sweep)
 
 
 def _check_types(where: str, entry: Any, *names: str) -> None:
@@ -310,7 +316,7 @@ def _check_resources(where: str, value: Resources | None) -> None:
 
 
 def _check_published(where: str, entry: Published, sweep: Sweep) -> None:
-    known = {
+    known: dict[str, list[Any]] = {
         "model": list(sweep.models),
         "metric": list(METRICS),
         "ratio": [None, *sweep.ratios],

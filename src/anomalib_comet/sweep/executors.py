@@ -94,7 +94,8 @@ class OnRay:
     Ray ends its tasks.
 
     Args:
-        address: Address of a cluster, as in ``ray.init``; ``None`` starts Ray on this machine for as long as this lasts.
+        address: Address of a cluster, as in ``ray.init``; ``None`` starts Ray on this machine and ends it at
+            :meth:`close`.
         retries: How often a task is tried again whose worker has died.
 
     Raises:

@@ -203,7 +203,7 @@ def build_model(entry: Mapping[str, Any], seed: int) -> AnomalibModule:
         raise SweepError(msg) from error
 
 
-def _parsed(base: type, class_path: str, init_args: Mapping[str, Any], where: str) -> tuple[Callable[[], Any], type]:
+def _parsed(base: type, class_path: str, init_args: Mapping[str, Any], where: str) -> tuple[Callable[[], Any], Any]:
     """Check names and types as anomalib's command line does; return a function that makes the object, and its class."""
     plugin.register()  # names of ours are known, whatever process this is
     parser = ArgumentParser(exit_on_error=False)
@@ -220,17 +220,14 @@ def _parsed(base: type, class_path: str, init_args: Mapping[str, Any], where: st
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep what Lightning and anomalib say about every single run off the screen."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "anomalib", __package__)]
-    levels = [logger.level for logger in loggers]
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
 
 
 def _seed(seed: int) -> None:
@@ -284,7 +281,7 @@ def test_set_predictions(model: AnomalibModule, data: ContaminatedDataModule, de
             if transform is not None:
                 batch.image, batch.gt_mask = transform(batch.image, batch.gt_mask)
             labels, masks = batch.gt_label.cpu().numpy(), batch.gt_mask
-            predicted = model.validation_step(batch, 0)
+            predicted: Any = model.validation_step(batch, 0)
             maps, scores = predicted.anomaly_map, predicted.pred_score
             if maps is not None:
                 maps = maps.reshape(len(labels), 1, *maps.shape[-2:]).float()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -64,5 +64,6 @@ def pixel_metrics(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> di
     if truth.all() or not truth.any() or not np.isfinite(values).all():
         return {}
     aupro = AUPRO(fields=["values", "truth"], fpr_limit=FPR_LIMIT)
-    aupro.update(SimpleNamespace(values=torch.from_numpy(values), truth=torch.from_numpy(truth).int()))
+    batch: Any = SimpleNamespace(values=torch.from_numpy(values), truth=torch.from_numpy(truth).int())
+    aupro.update(batch)
     return {"pixel_auroc": float(roc_auc_score(truth.ravel(), values.ravel())), "aupro": float(aupro.compute())}

@@ -22,6 +22,9 @@ NAMES = {
     "f1_max": "Best F1",
     "audit_ap": "Average precision of finding injected images",
 }
+MIN_SEEDS = 3
+"""Seeds that a band needs."""
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers for print without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -46,7 +49,8 @@ def curve_figure(curves: pd.DataFrame, metric: str, overlap: bool) -> Figure | N
     for k, (model, line) in enumerate(part.groupby("model", sort=False)):
         colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
         axes.plot(line["ratio"], line["mean"], color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=model)
-        axes.fill_between(line["ratio"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0)
+        enough = line[line["seeds"] >= MIN_SEEDS]  # of two seeds, the interval is as wide as everything
+        axes.fill_between(enough["ratio"], enough["low"], enough["high"], color=colour, alpha=0.15, linewidth=0)
     # The bands of few seeds are wide: they are cut where the scale ends, so that the lines can be told apart.
     low, high = part["mean"].min(), part["mean"].max()
     margin = max(0.02, 0.35 * (high - low))

@@ -93,7 +93,8 @@ def _page(
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
             '<meta name="color-scheme" content="light dark">\n',
-            f"<title>Contamination sweep: {html.escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n",
+            f"<title>Contamination sweep: {html.escape(title)}</title>\n<style>{style}</style>\n</head>\n",
+            "<body>\n<main>\n",
             f"<h1>Contamination sweep</h1>\n<p class='name'>{html.escape(title)}</p>\n",
             *_facts(sweep, frame),
             *(_protocol(overlap, table, pictures.get(overlap, {})) for overlap in sweep.overlap),
@@ -117,9 +118,9 @@ def _facts(sweep: Sweep, frame: pd.DataFrame) -> Iterator[str]:
     yield "<dl>" + "".join(f"<div><dt>{k}</dt><dd>{html.escape(str(v))}</dd></div>" for k, v in counts) + "</dl>\n"
     yield (
         "<p>r is the number of injected anomalies per normal training image; their share of the training set is "
-        "r / (1 + r). One test set serves all ratios and models of a seed, and the draws are nested. The last epoch is "
-        "measured; labels of the test set choose nothing. Bands and intervals are 95 % confidence intervals of the mean "
-        "over seeds (Student's t), each seed being the mean over its categories.</p>\n"
+        "r / (1 + r). One test set serves all ratios and models of a seed, and the draws are nested. The last epoch "
+        "is measured; labels of the test set choose nothing. Bands (from 3 seeds on) and intervals are 95 % confidence "
+        "intervals of the mean over seeds (Student's t), each seed being the mean over its categories.</p>\n"
     )
     warnings = []
     if len(frame) < total:
@@ -153,16 +154,16 @@ def _degradation(metric: str, part: pd.DataFrame) -> str:
     head = ["model", *(f"r = {r:g} <small>({100 * r / (1 + r):.1f} %)</small>" for r in ratios)]
     rows = []
     for model, line in part.groupby("model", sort=False):
-        by_ratio = {row.ratio: row for row in line.itertuples()}
+        by_ratio: dict[float, dict[Any, Any]] = {row["ratio"]: row for row in line.to_dict("records")}
         cells = [html.escape(str(model))]
         for ratio in ratios:
             row = by_ratio.get(ratio)
             if row is None:
                 cells.append("")
                 continue
-            text = f"{row.mean:.3f}{_half(row.low, row.high)}"
-            if ratio != min(by_ratio) and not math.isnan(row.drop):
-                text += f"<small>{-row.drop:+.3f}{_half(row.drop_low, row.drop_high)}</small>"
+            text = f"{row['mean']:.3f}{_half(row['low'], row['high'])}"
+            if ratio != min(by_ratio) and not math.isnan(row["drop"]):
+                text += f"<small>{-row['drop']:+.3f}{_half(row['drop_low'], row['drop_high'])}</small>"
             cells.append(text)
         rows.append(cells)
     caption = f"{NAMES[metric]}; below, the change from the smallest ratio, paired by seed"
@@ -177,14 +178,14 @@ def _published(published: pd.DataFrame) -> str:
     if published.empty:
         return ""
     rows = []
-    for row in published.itertuples():
-        where = [str(row.category or "")] + (
-            [] if row.ratio is None or math.isnan(row.ratio) else [f"r = {row.ratio:g}"]
-        )
-        measured = "not measured" if math.isnan(row.measured) else f"{row.measured:.3f}{_half(row.low, row.high)}"
-        change = "" if math.isnan(row.measured) else f"{row.difference:+.3f}"
-        named = [str(row.model), NAMES[row.metric], ", ".join(filter(None, where))]
-        rows.append([*map(html.escape, named), f"{row.published:.3f}", measured, change, html.escape(row.source)])
+    for row in published.to_dict("records"):
+        ratio = row["ratio"]
+        where = [str(row["category"] or ""), "" if ratio is None or math.isnan(ratio) else f"r = {ratio:g}"]
+        missing = math.isnan(row["measured"])
+        measured = "not measured" if missing else f"{row['measured']:.3f}{_half(row['low'], row['high'])}"
+        change = "" if missing else f"{row['difference']:+.3f}"
+        named = [str(row["model"]), NAMES[row["metric"]], ", ".join(filter(None, where))]
+        rows.append([*map(html.escape, named), f"{row['published']:.3f}", measured, change, html.escape(row["source"])])
     head = ["model", "metric", "of", "published", "measured", "difference", "source"]
     return f"<section><h2>Beside published values</h2>{_table('', head, rows)}</section>\n"
 

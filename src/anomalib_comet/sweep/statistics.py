@@ -87,7 +87,7 @@ def curves(frame: pd.DataFrame, categories: int, metrics: Sequence[str] = METRIC
         values = seed_means(frame, metric, categories)
         for (model, overlap), group in values.groupby(["model", "overlap"], sort=False):
             table = group.pivot_table(index="seed", columns="ratio", values="value")
-            for ratio in table.columns:
+            for ratio in map(float, table.columns):
                 column = table[ratio].dropna()
                 mean, low, high = mean_interval(column)
                 fall = (table[table.columns[0]] - table[ratio]).dropna()
@@ -168,4 +168,4 @@ def differing_test_sets(frame: pd.DataFrame) -> list[str]:
     if frame.empty:
         return []
     sets = frame.groupby(["category", "overlap", "seed"], sort=False)["test_set"].nunique()
-    return [f"{category or 'data'}, seed {seed}" for (category, _, seed), n in sets.items() if n > 1]
+    return [f"{key[0] or 'data'}, seed {key[2]}" for key in sets.index[sets > 1]]
