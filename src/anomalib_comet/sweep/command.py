@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import signal
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,9 @@ def _run(options: argparse.Namespace, output: Path, console: Console) -> int:
     else:
         executor = OnRay(options.address, sweep.retries)
     try:
-        from .measuring import check_model, measure_cell  # noqa: PLC0415  # imports anomalib: seconds
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what anomalib imports
+            from .measuring import check_model, measure_cell  # noqa: PLC0415  # imports anomalib: seconds
 
         for label, cell in {cell.model: cell for cell in cells}.items():
             check_model(cell.settings["model"], f"models.{label}")

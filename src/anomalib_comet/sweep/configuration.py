@@ -156,9 +156,17 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
     if not isinstance(content, dict):
         msg = f"--config: {path} is no sweep: it needs at least `models` and `data`."
         raise SweepError(msg)
+    content = _unshared(content)
     for change in changes:
         _change(content, change)
     return sweep_from(content)
+
+
+def _unshared(value: Any) -> Any:
+    """Copy plain data so that what a YAML file writes once and uses twice can be changed in one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(entry) for key, entry in value.items()}
+    return [_unshared(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _change(content: dict[str, Any], change: str) -> None:
@@ -169,7 +177,9 @@ def _change(content: dict[str, Any], change: str) -> None:
         raise SweepError(msg)
     place = content
     for name in parents:
-        place = place.setdefault(name, {})
+        outer, place = place, place.setdefault(name, {})
+        if isinstance(place, str):  # a class without arguments
+            place = outer[name] = {"class_path": place}
         if not isinstance(place, dict):
             msg = f"--set {change}: {name} has nothing below it."
             raise SweepError(msg)

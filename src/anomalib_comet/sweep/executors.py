@@ -10,6 +10,7 @@ import os
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .configuration import SweepError
@@ -31,15 +32,17 @@ class Outcome:
         row: Its result; ``None`` if it failed.
         error: One sentence that says why it failed; empty if it did not.
         details: Traceback of what failed, for the log.
+        seconds: How long it took where it ran.
     """
 
     cell: Cell
     row: dict[str, Any] | None = None
     error: str = ""
     details: str = ""
+    seconds: float = 0.0
 
 
-def attempt(function: CellFunction, settings: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str, str]:
+def attempt(function: CellFunction, settings: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str, str, float]:
     """Run a cell; what it raises is a result too, so that one bad cell does not end a sweep.
 
     Args:
@@ -47,14 +50,15 @@ def attempt(function: CellFunction, settings: Mapping[str, Any]) -> tuple[dict[s
         settings: Settings of the cell.
 
     Returns:
-        Row or ``None``, sentence of the error, traceback.
+        Row or ``None``, sentence of the error, traceback, seconds.
     """
+    start = perf_counter()
     try:
-        return function(settings), "", ""
+        return function(settings), "", "", perf_counter() - start
     except Exception as error:  # noqa: BLE001  # whatever a model raises
         lines = " ".join(str(error).split())
         text = lines if isinstance(error, SweepError) else f"{type(error).__name__}: {lines}"
-        return None, text[:400], traceback.format_exc()
+        return None, text[:400], traceback.format_exc(), perf_counter() - start
 
 
 class InProcess:
@@ -87,8 +91,10 @@ def has_ray() -> bool:
 
 
 class OnRay:
-    """Each cell is a task of Ray, in a fresh worker process, with the resources of the cell.
+    """Each cell is a task of Ray with the resources of the cell.
 
+    Workers serve one cell after another, as importing takes longer than a small cell; Ray itself gives a cell with a
+    GPU a process of its own, so that no memory of the GPU is kept.
     A task whose worker or node dies is tried again. Rows come back to the process that called, so the machines need no
     common folder for results; data and weights have to be where the paths say, on all of them. When the caller dies,
     Ray ends its tasks.
@@ -109,7 +115,7 @@ class OnRay:
         import ray  # noqa: PLC0415  # the extra
 
         self._ray = ray
-        self._retries = retries
+        self._address, self._retries = address, retries
         self._owner = not ray.is_initialized()
         if self._owner:
             options: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
@@ -127,7 +133,7 @@ class OnRay:
     def _options(self, cell: Cell) -> dict[str, Any]:
         r = cell.resources
         memory = {} if r.memory_gib is None else {"memory": int(r.memory_gib * 2**30)}
-        return {"num_cpus": r.cpus, "num_gpus": r.gpus, **memory, "max_retries": self._retries, "max_calls": 1}
+        return {"num_cpus": r.cpus, "num_gpus": r.gpus, **memory, "max_retries": self._retries}
 
     def run(self, cells: Sequence[Cell], function: CellFunction) -> Iterator[Outcome]:
         """Yield the outcome of each cell as it ends.
@@ -174,8 +180,10 @@ class OnRay:
                 raise SweepError(msg)
 
     def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        """Call a function where the cells run, and raise what it raises."""
-        task = self._ray.remote(_remote_call).options(num_cpus=1, max_calls=1, max_retries=self._retries)
+        """Call a function on a machine of the cluster, and raise what it raises."""
+        if self._address is None:
+            return function(argument)
+        task = self._ray.remote(_remote_call).options(num_cpus=1, max_retries=self._retries)
         result, error = self._ray.get(task.remote(function, argument, os.getcwd()))  # noqa: PTH109
         if error:
             raise SweepError(error)
@@ -195,12 +203,12 @@ def _enter(folder: str) -> None:
 
 def _remote_attempt(
     function: CellFunction, settings: dict[str, Any], folder: str
-) -> tuple[dict[str, Any] | None, str, str]:
+) -> tuple[dict[str, Any] | None, str, str, float]:
     _enter(folder)
     return attempt(function, settings)
 
 
 def _remote_call(function: Callable[[Any], Any], argument: Any, folder: str) -> tuple[Any, str]:
     _enter(folder)
-    result, error, _ = attempt(function, argument)
+    result, error, *_ = attempt(function, argument)
     return result, error

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -112,9 +111,7 @@ def run_sweep(
         seconds: dict[str, list[float]] = defaultdict(list)
         outcomes = executor.run(missing, function)
         try:
-            before = perf_counter()
             for outcome in outcomes:
-                now = perf_counter()
                 del pending[outcome.cell.identity]
                 log = output / FAILED / f"{outcome.cell.identity}.txt"
                 if outcome.row is None:
@@ -125,10 +122,7 @@ def run_sweep(
                     results.write(outcome.cell, outcome.row)
                     log.unlink(missing_ok=True)
                     progress.done += 1
-                # With one cell at a time the clock says what a cell costs, start of its process included.
-                measured = (outcome.row or {}).get("fit_seconds", 0) + (outcome.row or {}).get("test_seconds", 0)
-                seconds[outcome.cell.model].append(now - before if executor.parallel == 1 else measured)
-                before = now
+                seconds[outcome.cell.model].append(outcome.seconds)
                 progress.last = outcome
                 progress.remaining = remaining_seconds(
                     seconds, [cell.model for cell in pending.values()], executor.parallel
