@@ -75,7 +75,7 @@ def measure_cell(settings: Mapping[str, Any]) -> dict[str, Any]:
             start = time.perf_counter()
             engine = _trained(model, data, settings, folder)
             trained = time.perf_counter()
-            scores = test_set_predictions(model, data, engine.trainer.strategy.root_device)
+            scores = predictions_of_test_set(model, data, engine.trainer.strategy.root_device)
             tested = time.perf_counter()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -107,19 +107,15 @@ def check_model(entry: Mapping[str, Any], where: str) -> None:
         SweepError: If the class or an argument is unknown or wrong, or it does not train on the images.
     """
     _, model_class = _parsed(AnomalibModule, entry["class_path"], entry["init_args"], where)
-    kind = inspect.getattr_static(model_class, "learning_type", None)
-    if isinstance(kind, property):
-        kind = _value_of(kind)
+    with contextlib.suppress(AttributeError):  # of some it depends on the arguments: build_model looks again
+        kind = inspect.getattr_static(model_class, "learning_type")
+        _refuse_untrained(kind.fget(None) if isinstance(kind, property) and kind.fget else kind, model_class, where)
+
+
+def _refuse_untrained(kind: Any, model_class: type, where: str) -> None:
     if kind in {LearningType.ZERO_SHOT, LearningType.FEW_SHOT}:
         msg = f"{where}: {model_class.__name__} does not train on the images, so contamination cannot change it."
         raise SweepError(msg)
-
-
-def _value_of(prop: property) -> Any:
-    try:
-        return prop.fget(None) if prop.fget else None
-    except AttributeError:  # it depends on the model's arguments
-        return None
 
 
 def check_data(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +139,15 @@ def check_data(settings: Mapping[str, Any]) -> dict[str, Any]:
         name = settings["category"] or settings["data"]["class_path"]
         msg = f"data: {name}: {_sentence(error)}"
         raise SweepError(msg) from error
-    return _counts(data)
+    counts = _counts(data)
+    if not counts["test_normal"] or not counts["test_anomalous"]:
+        name = settings["category"] or settings["data"]["class_path"]
+        left = f"{counts['test_normal']} normal and {counts['test_anomalous']} anomalous"
+        msg = (
+            f"ratios: with r = {settings['max_ratio']:g} the test set of {name} has {left} images; it needs both kinds."
+        )
+        raise SweepError(msg)
+    return counts
 
 
 def contaminated_data(settings: Mapping[str, Any]) -> ContaminatedDataModule:
@@ -195,23 +199,29 @@ def build_model(entry: Mapping[str, Any], seed: int) -> AnomalibModule:
         given["pre_processor"] = model_class.configure_pre_processor(image_size=tuple(entry["image_size"]))
     try:
         if weights is None:
-            return _parsed(AnomalibModule, entry["class_path"], given, "models")[0]()
-        with timm_name_without_download(given["backbone"], weights) as name:
-            return _parsed(AnomalibModule, entry["class_path"], {**given, "backbone": name}, "models")[0]()
+            model = _parsed(AnomalibModule, entry["class_path"], given, "models")[0]()
+        else:
+            with timm_name_without_download(given["backbone"], weights) as name:
+                model = _parsed(AnomalibModule, entry["class_path"], {**given, "backbone": name}, "models")[0]()
     except (ValueError, TypeError, OSError, KeyError) as error:
         msg = f"models: {model_class.__name__} cannot be built: {_sentence(error)}"
         raise SweepError(msg) from error
+    _refuse_untrained(model.learning_type, model_class, "models")
+    return model
 
 
 def _parsed(base: type, class_path: str, init_args: Mapping[str, Any], where: str) -> tuple[Callable[[], Any], Any]:
     """Check names and types as anomalib's command line does; return a function that makes the object, and its class."""
     plugin.register()  # names of ours are known, whatever process this is
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(base, "it", required=True)
+    parser.add_argument("--it", type=base, required=True)
     try:
         parsed = parser.parse_object({"it": {"class_path": class_path, "init_args": dict(init_args)}})
     except Exception as error:  # its class differs between versions of jsonargparse
-        msg = f"{where}: {class_path}: {innermost(error)}"
+        said = innermost(error)
+        if "dot import path" in said:
+            said = f"there is no such {base.__name__}; a name or a dotted path that can be imported would work."
+        msg = f"{where}: {class_path}: {said}"
         raise SweepError(msg) from error
     module, _, name = parsed.it.class_path.rpartition(".")
     return lambda: parser.instantiate_classes(parsed).it, getattr(import_module(module), name)
@@ -257,7 +267,9 @@ def _trained(model: AnomalibModule, data: ContaminatedDataModule, settings: Mapp
 
 
 @torch.no_grad()
-def test_set_predictions(model: AnomalibModule, data: ContaminatedDataModule, device: torch.device) -> dict[str, Any]:
+def predictions_of_test_set(
+    model: AnomalibModule, data: ContaminatedDataModule, device: torch.device
+) -> dict[str, Any]:
     """Return what a model in evaluation mode gives for the test set, un-normalised: a normalised score saturates.
 
     Args:

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib_comet authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The loop of a sweep with a cell that takes no time: nothing finished is lost or repeated, nothing unfinished counts."""
+"""The loop of a sweep with a cell that takes no time: nothing finished is repeated, nothing unfinished counts."""
 
 import json
 
