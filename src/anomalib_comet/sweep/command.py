@@ -66,8 +66,7 @@ def main(args: Sequence[str]) -> int:
     """
     options = parser().parse_args(list(args))
     console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
-    # A batch system ends a job by SIGTERM: that is an interruption too.
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    previous = signal.getsignal(signal.SIGTERM)
     output = options.output or Path("results/sweeps") / options.config.stem
     try:
         return _run(options, output, console)
@@ -100,6 +99,8 @@ def _run(options: argparse.Namespace, output: Path, console: Console) -> int:
         executor = InProcess()
     else:
         executor = OnRay(options.address, sweep.retries)
+    # A batch system ends a job by SIGTERM: that is an interruption too. Ray sets a handler of its own when it starts.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what anomalib imports

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
@@ -118,6 +119,7 @@ class OnRay:
         self._address, self._retries = address, retries
         self._owner = not ray.is_initialized()
         if self._owner:
+            _check_answers(address)
             options: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
             try:
                 ray.init(**options, configure_logging=False, log_to_driver=False)
@@ -193,6 +195,19 @@ class OnRay:
         """Leave the cluster, or end the one that was started here."""
         if self._owner:
             self._ray.shutdown()
+
+
+def _check_answers(address: str | None) -> None:
+    """Refuse an address where nothing listens: Ray itself would wait for minutes."""
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if not colon:
+        return  # this machine, or "auto", which Ray looks up at once
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
+            pass
+    except (OSError, ValueError) as error:
+        msg = f"--address: Ray does not answer at {address}: {error}"
+        raise SweepError(msg) from error
 
 
 def _enter(folder: str) -> None:
