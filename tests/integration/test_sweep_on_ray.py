@@ -56,8 +56,13 @@ def cell(action):
         if action == "raise" and settings["seed"] == 1:
             msg = "no luck"
             raise ValueError(msg)
-        while action == "wait" and not (folder / "lost").exists():
-            time.sleep(0.05)
+        if action == "wait":
+            import ray
+
+            here = ray.get_runtime_context().get_node_id()
+            # The process of a lost node may outlive it for a moment: it must not be the one that returns.
+            while not list(folder.glob("lost_*")) or (folder / f"lost_{here}").exists():
+                time.sleep(0.05)
         return {"image_auroc": 0.5 + settings["seed"] / 10, "fit_seconds": 0.0}
 
     return function
@@ -150,8 +155,9 @@ def test_cell_of_a_lost_node_moves_to_another(cluster, tmp_path):
         deadline = time.monotonic() + 60
         while runs(tmp_path, 0) + runs(tmp_path, 1) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
-        cluster.remove_node(cluster.nodes_of_work.pop(), allow_graceful=False)
-        (tmp_path / "lost").touch()
+        node = cluster.nodes_of_work.pop()
+        cluster.remove_node(node, allow_graceful=False)
+        (tmp_path / f"lost_{node.unique_id}").touch()
 
     thread = threading.Thread(target=lose_one)
     thread.start()
