@@ -157,7 +157,7 @@ def test_cell_of_a_lost_node_moves_to_another(cluster, tmp_path):
             time.sleep(0.05)
         node = cluster.nodes_of_work.pop()
         cluster.remove_node(node, allow_graceful=False)
-        (tmp_path / f"lost_{node.unique_id}").touch()
+        (tmp_path / f"lost_{node.node_id}").touch()
 
     thread = threading.Thread(target=lose_one)
     thread.start()
