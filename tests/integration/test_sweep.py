@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -35,7 +36,8 @@ SURFACES = {
     "eval_batch_size": 8,
     "num_workers": 0,
 }
-FLOW = {**{name: list(v) if isinstance(v, tuple) else v for name, v in TINY.items()}}
+CONFIGS = Path(__file__).parents[2] / "configs" / "sweeps"
+FLOW = {name: list(v) if isinstance(v, tuple) else v for name, v in TINY.items()}
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +216,17 @@ def test_models_that_do_not_train_are_refused(monkeypatch):
     monkeypatch.setattr(Padim, "name", "zero")
     with pytest.raises(SweepError, match="does not train on the images"):
         build_model(entry, seed=0)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_sweep_runs_on_a_miniature(path, tmp_path):
+    smaller = {name: value for name, value in FLOW.items() if name != "backbone"}
+    changes = [f"data.init_args.{name}={value}" for name, value in {**SURFACES, "root": tmp_path / "data"}.items()]
+    for label in yaml.safe_load(path.read_text())["models"]:
+        changes += [f"models.{label}.init_args.{name}={value}" for name, value in smaller.items()]
+    changes += ["max_epochs=1", "seeds=[0]", "ratios=[0, 0.25]", "trainer.accelerator=cpu"]
+    options = [part for change in changes for part in ("--set", change)]
+    assert sweep_command("--config", path, "--output", tmp_path / "out", "--in_process", *options) == 0
+    frame = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert len(frame) == 2 * len(yaml.safe_load(path.read_text())["models"])
+    assert frame["image_auroc"].notna().all()
