@@ -3,7 +3,7 @@
 
 """Console script ``anomalib-comet``: anomalib's own command line with our classes registered, hook or no hook.
 
-It has one subcommand more, ``audit``.
+It has two subcommands more, ``audit`` and ``sweep``.
 """
 
 import sys
@@ -23,6 +23,11 @@ def main(args: Sequence[str] | None = None) -> None:
         _print_versions()
         return
 
+    if args[:1] == ["sweep"]:
+        from anomalib_comet.sweep.command import main as sweep  # noqa: PLC0415  # imports anomalib when it has to
+
+        sys.exit(sweep(args[1:]))
+
     # Nothing heavy at the top of this file: whether anomalib can be imported at all is only found out here.
     from anomalib_comet import plugin  # noqa: PLC0415
 
@@ -37,11 +42,14 @@ def main(args: Sequence[str] | None = None) -> None:
     from anomalib.loggers import configure_logger  # noqa: PLC0415
 
     class CommandLine(AnomalibCLI):
-        """Anomalib's command line; its help names our own subcommand."""
+        """Anomalib's command line; its help names our own subcommands."""
 
         def add_subcommands(self, **kwargs: Any) -> None:
             super().add_subcommands(**kwargs)
-            self.parser.epilog = "Of anomalib_comet: `anomalib-comet audit` lists the suspicious training images."
+            self.parser.epilog = (
+                "Of anomalib_comet: `anomalib-comet audit` lists the suspicious training images, and "
+                "`anomalib-comet sweep` measures what contamination costs any model."
+            )
 
     configure_logger()
     CommandLine(args)

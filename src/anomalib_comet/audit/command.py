@@ -281,20 +281,20 @@ def _options(command: ArgumentParser, args: Sequence[str], data: Any, data_from:
             command.set_defaults({"data": data})
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         name = data.get("class_path", data) if isinstance(data, dict) else data
-        msg = f"{data_from}: {name} is no data module that is known here: {_innermost(error)}"
+        msg = f"{data_from}: {name} is no data module that is known here: {innermost(error)}"
         raise AuditError(msg) from error
     try:
         return command.parse_args(list(args))
     except ArgumentError as error:
         of_data = 'key "data' in str(error).partition("\n")[0]
-        raise AuditError(f"{data_from}: {_innermost(error)}" if of_data else _innermost(error)) from error
+        raise AuditError(f"{data_from}: {innermost(error)}" if of_data else innermost(error)) from error
 
 
 def _datamodule(command: ArgumentParser, options: Namespace, data_from: str) -> AnomalibDataModule:
     try:
         return command.instantiate_classes(options).data
     except Exception as error:
-        msg = f"{data_from}: {options.data.class_path.rpartition('.')[2]} cannot be made: {_innermost(error)}"
+        msg = f"{data_from}: {options.data.class_path.rpartition('.')[2]} cannot be made: {innermost(error)}"
         raise AuditError(msg) from error
 
 
@@ -473,8 +473,15 @@ def _sentence(error: BaseException) -> str:
     return text if len(text) <= 400 else f"{text[:400]}..."  # noqa: PLR2004
 
 
-def _innermost(error: BaseException) -> str:
-    """Return what a parser's error is about, which stands at the bottom of a tree of everything that was tried."""
+def innermost(error: BaseException) -> str:
+    """Return what a parser's error is about, which stands at the bottom of a tree of everything that was tried.
+
+    Args:
+        error: Error of jsonargparse.
+
+    Returns:
+        One sentence.
+    """
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip()]
     end = next((k for k, line in enumerate(lines) if line.startswith("Given value")), len(lines))
     tried = [line for line in lines[:end] if line and line != "Expected a <class 'NoneType'>"]

@@ -1,0 +1,186 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``anomalib-comet sweep``: what contamination costs any model, as a table, curves and a page."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from .cells import cells_of
+from .configuration import Sweep, SweepError, read_sweep
+from .executors import InProcess, OnRay, has_ray
+from .run import Progress, result_frame, run_sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .cells import Cell
+
+DESCRIPTION = """\
+Train models on contaminated images over a grid of models, ratios, protocols, seeds and categories, and report what it
+costs them: results.csv, curves, degradation.csv and report.html. Cells that are done are not repeated: the same command
+goes on after an interruption.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's arguments."""
+    arguments = argparse.ArgumentParser(prog="anomalib-comet sweep", description=DESCRIPTION, allow_abbrev=False)
+    arguments.add_argument("--config", type=Path, required=True, help="YAML file of the sweep, see docs/sweep.md.")
+    arguments.add_argument(
+        "--output", type=Path, help="Folder for the results. Default: results/sweeps/<config's name>."
+    )
+    arguments.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="Replace a value of the configuration, as in data.init_args.root=/data/mvtec or seeds=[0]; repeatable.",
+    )
+    where = arguments.add_mutually_exclusive_group()
+    where.add_argument("--address", help="Address of a running Ray cluster, or auto. Default: Ray on this machine.")
+    where.add_argument(
+        "--in_process", action="store_true", help="Run one cell after another without Ray. Default if it is missing."
+    )
+    arguments.add_argument("--dry_run", action="store_true", help="Only check everything and list the cells.")
+    arguments.add_argument("--report", action="store_true", help="Only write the report of the cells that are done.")
+    return arguments
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        args: Command line after ``sweep``.
+
+    Returns:
+        Exit status: 0, 1 if cells failed, 2 for what the user can put right, 130 after an interruption.
+    """
+    options = parser().parse_args(list(args))
+    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    previous = signal.getsignal(signal.SIGTERM)
+    output = options.output or Path("results/sweeps") / options.config.stem
+    try:
+        return _run(options, output, console)
+    except SweepError as error:
+        errors.print(f"anomalib-comet sweep: {error}", markup=False)
+        return 2
+    except OSError as error:
+        errors.print(
+            f"anomalib-comet sweep: {output}: {error.strerror or error}; finished cells are kept.", markup=False
+        )
+        return 2
+    except KeyboardInterrupt:
+        errors.print("anomalib-comet sweep: interrupted; finished cells are kept, the same command goes on.")
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(options: argparse.Namespace, output: Path, console: Console) -> int:
+    sweep = read_sweep(options.config, options.set)
+    cells = cells_of(sweep)
+    if options.report:
+        return _report(sweep, output, console, failed=0)
+    executor: InProcess | OnRay
+    if options.in_process or not (options.address or has_ray()):
+        executor = InProcess()
+    else:
+        executor = OnRay(options.address, sweep.retries)
+    # A batch system ends a job by SIGTERM: that is an interruption too. Ray sets a handler of its own when it starts.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what anomalib imports
+            from .measuring import check_model, measure_cell  # noqa: PLC0415  # imports anomalib: seconds
+
+        for label, cell in {cell.model: cell for cell in cells}.items():
+            check_model(cell.settings["model"], f"models.{label}")
+        console.print(f"{len(cells)} cells {executor.description}; results in {output}", markup=False)
+        _check_data(cells, executor, console)
+        if options.dry_run:
+            for cell in cells:
+                console.print(f"{cell.identity}  {cell}", markup=False)
+            return 0
+        output.mkdir(parents=True, exist_ok=True)
+        if options.config.resolve() != (output / "sweep.yaml").resolve():
+            shutil.copyfile(options.config, output / "sweep.yaml")
+        progress = run_sweep(sweep, output, executor, measure_cell, lambda state: _tell(state, console))
+    finally:
+        executor.close()
+    return _report(sweep, output, console, failed=len(progress.failed))
+
+
+def _check_data(cells: Sequence[Cell], executor: InProcess | OnRay, console: Console) -> None:
+    from .measuring import check_data  # noqa: PLC0415
+
+    seen: dict[tuple[Any, bool], Mapping[str, Any]] = {}
+    for cell in cells:
+        seen.setdefault((cell.settings["category"], cell.settings["overlap"]), cell.settings)
+    for (category, overlap), settings in seen.items():
+        counts = executor.call(check_data, settings)
+        console.print(
+            f"{category or settings['data']['class_path'].rpartition('.')[2]}{', overlap' if overlap else ''}: "
+            f"{counts['train_images'] - counts['train_injected']} normal training images, up to "
+            f"{counts['train_injected']} injected; test set of {counts['test_normal']} normal and "
+            f"{counts['test_anomalous']} anomalous images",
+            markup=False,
+        )
+
+
+def _tell(state: Progress, console: Console) -> None:
+    ended = state.done + len(state.failed)
+    if state.last is None:
+        if state.done:
+            console.print(f"{state.done} of {state.total} cells are done already.")
+        return
+    outcome = state.last
+    left = "" if state.remaining is None or ended == state.total else f"; about {duration(state.remaining)} left"
+    if outcome.row is None:
+        said = f"failed: {outcome.error}"
+    else:
+        metrics = {name: outcome.row.get(name) for name in ("image_auroc", "aupro")}
+        said = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if value is not None) or "done"
+    console.print(f"[{ended}/{state.total}] {outcome.cell}: {said}{left}", markup=False)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words.
+
+    Args:
+        seconds: 0 or more.
+
+    Example:
+        >>> duration(4000)
+        '1 h 7 min'
+    """
+    minutes = round(seconds / 60)
+    if seconds < 90:  # noqa: PLR2004
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004
+
+
+def _report(sweep: Sweep, output: Path, console: Console, failed: int) -> int:
+    from .report import write_report  # noqa: PLC0415  # imports matplotlib
+
+    frame = result_frame(sweep, output)
+    if frame.empty:
+        msg = f"--output: {output} has no finished cell of this sweep{', all failed' if failed else ''}."
+        raise SweepError(msg)
+    for path in write_report(sweep, frame, output):
+        console.print(f"Written: {path}", markup=False)
+    if failed:
+        console.print(f"{failed} cells failed; the same command tries them again.")
+    return 1 if failed else 0

@@ -1,0 +1,385 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""One cell: contaminate, train to the last epoch, measure on the test set. Labels of the test set choose nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import logging
+import platform
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from anomalib import LearningType
+from anomalib.data import AnomalibDataModule
+from anomalib.engine import Engine
+from anomalib.models import AnomalibModule
+from jsonargparse import ArgumentParser
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from anomalib_comet import plugin
+from anomalib_comet.audit.command import innermost
+from anomalib_comet.audit.evaluation import average_precision
+from anomalib_comet.audit.report import training_frame
+from anomalib_comet.backbones import timm_name_without_download
+from anomalib_comet.data import ContaminatedDataModule
+from anomalib_comet.training_set import evaluating
+
+from .configuration import SweepError
+from .metrics import image_metrics, pixel_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+QUIET = {"visualizer": False, "audit": False}
+"""Arguments that a model gets where it has them and the sweep does not set them: nothing is drawn or listed."""
+
+
+def measure_cell(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Train one model on contaminated images and measure it.
+
+    Args:
+        settings: Those of a :class:`.cells.Cell`.
+
+    Returns:
+        One row of the result: counts, metrics, times in seconds, memory in MiB and versions.
+
+    Raises:
+        SweepError: If settings are wrong or the training diverged.
+    """
+    seed = settings["seed"]
+    with isolate_rng(), _quiet():
+        data = contaminated_data(settings)
+        data.prepare_data()
+        _seed(seed)
+        model = build_model(settings["model"], seed)
+        _reset_peak_memory()
+        folder = Path(tempfile.mkdtemp(prefix="sweep_"))
+        try:
+            _seed(seed)
+            start = time.perf_counter()
+            engine = _trained(model, data, settings, folder)
+            trained = time.perf_counter()
+            scores = predictions_of_test_set(model, data, engine.trainer.strategy.root_device)
+            tested = time.perf_counter()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        row = {
+            **_counts(data),
+            **image_metrics(scores["score"], scores["label"]),
+            **pixel_metrics(scores["map"], scores["mask"]),
+            **_audit(model, data),
+            "epochs": engine.trainer.current_epoch,
+            "fit_seconds": round(trained - start, 2),
+            "test_seconds": round(tested - trained, 2),
+            **_peak_memory(),
+        }
+    return row | {
+        "device": str(engine.trainer.strategy.root_device),
+        **{name.replace("-", "_"): version(name) for name in ("anomalib-comet", "anomalib", "torch")},
+        "python": platform.python_version(),
+    }
+
+
+def check_model(entry: Mapping[str, Any], where: str) -> None:
+    """Refuse a model that cannot be built, without building it.
+
+    Args:
+        entry: ``model`` of a cell's settings.
+        where: What the message starts with.
+
+    Raises:
+        SweepError: If the class or an argument is unknown or wrong, or it does not train on the images.
+    """
+    _, model_class = _parsed(AnomalibModule, entry["class_path"], entry["init_args"], where)
+    with contextlib.suppress(AttributeError):  # of some it depends on the arguments: build_model looks again
+        kind = inspect.getattr_static(model_class, "learning_type")
+        _refuse_untrained(kind.fget(None) if isinstance(kind, property) and kind.fget else kind, model_class, where)
+
+
+def _refuse_untrained(kind: Any, model_class: type, where: str) -> None:
+    if kind in {LearningType.ZERO_SHOT, LearningType.FEW_SHOT}:
+        msg = f"{where}: {model_class.__name__} does not train on the images, so contamination cannot change it."
+        raise SweepError(msg)
+
+
+def check_data(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the folders of a cell's images, or download or render them, and draw for the largest ratio.
+
+    Args:
+        settings: Those of a cell.
+
+    Returns:
+        Counts as in the result.
+
+    Raises:
+        SweepError: If the data module cannot be made, or has too few anomalies.
+    """
+    largest = {**settings, "ratio": settings["max_ratio"]}
+    data = contaminated_data(largest)
+    try:
+        data.prepare_data()
+        data.setup()
+    except (ValueError, TypeError, OSError, RuntimeError, KeyError) as error:
+        name = settings["category"] or settings["data"]["class_path"]
+        msg = f"data: {name}: {_sentence(error)}"
+        raise SweepError(msg) from error
+    counts = _counts(data)
+    if not counts["test_normal"] or not counts["test_anomalous"]:
+        name = settings["category"] or settings["data"]["class_path"]
+        left = f"{counts['test_normal']} normal and {counts['test_anomalous']} anomalous"
+        msg = (
+            f"ratios: with r = {settings['max_ratio']:g} the test set of {name} has {left} images; it needs both kinds."
+        )
+        raise SweepError(msg)
+    return counts
+
+
+def contaminated_data(settings: Mapping[str, Any]) -> ContaminatedDataModule:
+    """Return the contaminated data of a cell; the test set depends on data, overlap, largest ratio and seed only.
+
+    Args:
+        settings: Those of a cell.
+
+    Raises:
+        SweepError: If the data module cannot be made.
+    """
+    share = settings["val_split_ratio"]
+    inner, _ = _parsed(AnomalibDataModule, settings["data"]["class_path"], settings["data"]["init_args"], "data")
+    try:
+        return ContaminatedDataModule(
+            inner(),
+            ratio=settings["ratio"],
+            max_ratio=settings["max_ratio"],
+            overlap=settings["overlap"],
+            seed=settings["seed"],
+            resample_dir=settings["resample_dir"],
+            **({"val_split_mode": "from_train", "val_split_ratio": share} if share else {}),
+        )
+    except (ValueError, TypeError, OSError) as error:
+        msg = f"data: {_sentence(error)}"
+        raise SweepError(msg) from error
+
+
+def build_model(entry: Mapping[str, Any], seed: int) -> AnomalibModule:
+    """Build the model of a cell.
+
+    Args:
+        entry: ``model`` of a cell's settings.
+        seed: Seed, for a model that has an argument of that name.
+
+    Raises:
+        SweepError: If the class or an argument is wrong.
+    """
+    given = dict(entry["init_args"])
+    _, model_class = _parsed(AnomalibModule, entry["class_path"], given, "models")
+    accepted = inspect.signature(model_class).parameters
+    for name, value in {**QUIET, "seed": seed}.items():
+        if name in accepted:
+            given.setdefault(name, value)
+    weights = entry.get("backbone_weights")
+    if weights is not None and "backbone_weights" in accepted:
+        given["backbone_weights"], weights = weights, None
+    if entry.get("image_size") and given.get("pre_processor") is None:
+        given["pre_processor"] = model_class.configure_pre_processor(image_size=tuple(entry["image_size"]))
+    try:
+        if weights is None:
+            model = _parsed(AnomalibModule, entry["class_path"], given, "models")[0]()
+        else:
+            with timm_name_without_download(given["backbone"], weights) as name:
+                model = _parsed(AnomalibModule, entry["class_path"], {**given, "backbone": name}, "models")[0]()
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        msg = f"models: {model_class.__name__} cannot be built: {_sentence(error)}"
+        raise SweepError(msg) from error
+    _refuse_untrained(model.learning_type, model_class, "models")
+    return model
+
+
+def _parsed(base: type, class_path: str, init_args: Mapping[str, Any], where: str) -> tuple[Callable[[], Any], Any]:
+    """Check names and types as anomalib's command line does; return a function that makes the object, and its class."""
+    plugin.register()  # names of ours are known, whatever process this is
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--it", type=base, required=True)
+    try:
+        parsed = parser.parse_object({"it": {"class_path": class_path, "init_args": dict(init_args)}})
+    except Exception as error:  # its class differs between versions of jsonargparse
+        said = innermost(error)
+        if "dot import path" in said:
+            said = f"there is no such {base.__name__}; a name or a dotted path that can be imported would work."
+        msg = f"{where}: {class_path}: {said}"
+        raise SweepError(msg) from error
+    module, _, name = parsed.it.class_path.rpartition(".")
+    return lambda: parser.instantiate_classes(parsed).it, getattr(import_module(module), name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Lightning and anomalib say about every single run off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # models and transforms draw from the global generator
+    torch.manual_seed(seed)
+
+
+def _trained(model: AnomalibModule, data: ContaminatedDataModule, settings: Mapping[str, Any], folder: Path) -> Engine:
+    """Train to the last epoch. An interruption is one, and not the end of the training."""
+    validation: dict[str, Any] = {} if settings["val_split_ratio"] else {"limit_val_batches": 0}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0}
+    arguments = {**quiet, "devices": 1, **validation, **settings["trainer"]}
+    engine = Engine(default_root_dir=folder, max_epochs=settings["max_epochs"], **arguments)
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        engine.fit(model, datamodule=data)
+    except SystemExit as error:  # what Lightning makes of the first Ctrl+C, and it ignores all others from then on
+        raise KeyboardInterrupt from error
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+    if engine.trainer.interrupted:
+        raise KeyboardInterrupt
+    return engine
+
+
+@torch.no_grad()
+def predictions_of_test_set(
+    model: AnomalibModule, data: ContaminatedDataModule, device: torch.device
+) -> dict[str, Any]:
+    """Return what a model in evaluation mode gives for the test set, un-normalised: a normalised score saturates.
+
+    Args:
+        model: A trained model.
+        data: Its data, set up.
+        device: Where to run it.
+
+    Returns:
+        ``score`` of shape (N,) and ``label`` of shape (N,) as arrays, ``map`` and ``mask`` as lists of arrays of shape
+        (H, W), empty where the model gives no maps or the images have no masks.
+
+    Raises:
+        SweepError: If the model gives neither scores nor maps, or one that is not finite.
+    """
+    model.to(device)
+    transform = getattr(model.pre_processor, "transform", None)
+    parts: dict[str, list[Any]] = {"score": [], "label": [], "map": [], "mask": []}
+    with evaluating(model):
+        for loaded in data.test_dataloader():
+            batch = model.transfer_batch_to_device(loaded, device, 0)
+            if transform is not None:
+                batch.image, batch.gt_mask = transform(batch.image, batch.gt_mask)
+            labels, masks = batch.gt_label.cpu().numpy(), batch.gt_mask
+            predicted: Any = model.validation_step(batch, 0)
+            maps, scores = predicted.anomaly_map, predicted.pred_score
+            if maps is not None:
+                maps = maps.reshape(len(labels), 1, *maps.shape[-2:]).float()
+                scores = maps.amax(dim=(1, 2, 3)) if scores is None else scores  # as anomalib's post-processor
+            if scores is None:
+                msg = f"{type(model).__name__} gives neither an anomaly score nor an anomaly map."
+                raise SweepError(msg)
+            parts["score"].append(scores.reshape(len(labels)).double().cpu().numpy())
+            parts["label"].append(labels.astype(bool))
+            if maps is not None and masks is not None:
+                if maps.shape[-2:] != masks.shape[-2:]:
+                    maps = torch.nn.functional.interpolate(maps, masks.shape[-2:], mode="bilinear")
+                parts["map"] += list(maps[:, 0].cpu().numpy())
+                parts["mask"] += list(masks.reshape(len(labels), *masks.shape[-2:]).cpu().numpy().astype(bool))
+    score, label = np.concatenate(parts["score"]), np.concatenate(parts["label"])
+    if not np.isfinite(score).all():
+        bad = int((~np.isfinite(score)).sum())
+        msg = f"{type(model).__name__} gives {bad} of {len(score)} test images no finite score: its training diverged."
+        raise SweepError(msg)
+    return {"score": score, "label": label, "map": parts["map"], "mask": parts["mask"]}
+
+
+def _counts(data: ContaminatedDataModule) -> dict[str, Any]:
+    truth = data.contamination
+    training = truth[truth["split"] == "train"]
+    samples = data.test_data.samples
+    # Only names: the folder may be another one on another machine.
+    names = sorted("/".join(Path(path).parts[-2:]) for path in samples["image_path"])
+    natural = int(_known_anomalies(data, training["image_path"]).sum())
+    return {
+        "train_images": len(training),
+        "train_injected": int(training["injected"].sum()),
+        **({"train_anomalous_by_nature": natural} if natural else {}),
+        "validation_images": int((truth["split"] == "val").sum()),
+        "test_normal": int((samples["label_index"] == 0).sum()),
+        "test_anomalous": int((samples["label_index"] == 1).sum()),
+        "test_set": hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest()[:12],
+    }
+
+
+def _known_anomalies(data: ContaminatedDataModule, paths: Any) -> np.ndarray:
+    """Return which images the wrapped data module knows to be anomalous though it serves them as normal ones."""
+    known = getattr(data.datamodule, "contamination", None)
+    hidden = set() if known is None else set(known.loc[known["injected"], "image_path"])
+    return np.array([path in hidden for path in paths], dtype=bool)
+
+
+def _audit(model: AnomalibModule, data: ContaminatedDataModule) -> dict[str, float]:
+    """Return how well the scores that training kept find the anomalies among its images, where both are known."""
+    frame = training_frame(model)
+    if frame is None:
+        return {}
+    truth = data.contamination
+    anomalous = truth["injected"].to_numpy(dtype=bool) | _known_anomalies(data, truth["image_path"])
+    hidden = frame["image_path"].isin(set(truth["image_path"][anomalous])).to_numpy()
+    if not hidden.any():
+        return {}
+    return {
+        "audit_ap": average_precision(frame["anomaly_score"], hidden),
+        "audit_chance": float(hidden.mean()),
+        "weight_anomalous": float(frame["confidence_weight"][hidden].mean()),
+        "weight_normal": float(frame["confidence_weight"][~hidden].mean()),
+    }
+
+
+def _reset_peak_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # Linux only; elsewhere the peak is that of the process so far
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak_memory() -> dict[str, float]:
+    peak: dict[str, float] = {}
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        peak["peak_memory_mib"] = round(int(status.split("VmHWM:")[1].split()[0]) / 1024, 1)
+    if not peak and sys.platform == "darwin":
+        import resource  # noqa: PLC0415  # not on Windows
+
+        peak["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
+    if torch.cuda.is_available():
+        peak["device_peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return peak
+
+
+def _sentence(error: BaseException) -> str:
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:400] or type(error).__name__

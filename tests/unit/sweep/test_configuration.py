@@ -1,0 +1,137 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a sweep's YAML may say, and that everything else gets one clear sentence."""
+
+import pytest
+
+from anomalib_comet.sweep import SweepError, cells_of, read_sweep, sweep_from
+
+SMALL = {"models": {"A": {"class_path": "Padim"}}, "data": {"class_path": "MVTecAD"}}
+
+
+def test_grid_is_complete_and_nested_draws_share_the_largest_ratio():
+    sweep = sweep_from(
+        {
+            **SMALL,
+            "models": {"A": "Padim", "B": {"class_path": "Patchcore", "max_epochs": 1}},
+            "categories": ["bottle", "grid"],
+            "ratios": [0, 0.1, 0.2],
+            "overlap": [False, True],
+            "seeds": [0, 1],
+            "max_epochs": 7,
+        }
+    )
+    cells = cells_of(sweep)
+    assert len(cells) == len({cell.identity for cell in cells}) == 2 * 2 * 3 * 2 * 2
+    assert {cell.settings["max_ratio"] for cell in cells} == {0.2}
+    assert {(cell.model, cell.settings["max_epochs"]) for cell in cells} == {("A", 7), ("B", 1)}
+    assert {cell.settings["data"]["init_args"]["category"] for cell in cells} == {"bottle", "grid"}
+    assert [cell.settings["seed"] for cell in cells] == sorted(cell.settings["seed"] for cell in cells)
+
+
+def test_identity_depends_on_what_changes_the_result_and_on_nothing_else():
+    def only(**changes):
+        (cell,) = cells_of(sweep_from({**SMALL, "ratios": [0.1], "seeds": [0], **changes}))
+        return cell.identity
+
+    same = only()
+    assert only(models={"another label": "Padim"}) == same
+    assert only(resources={"cpus": 4}, retries=5) == same
+    assert only(ratios=[0.1]) == same
+    changed = [
+        only(ratios=[0.2]),
+        only(seeds=[1]),
+        only(overlap=True),
+        only(max_epochs=21),
+        only(trainer={"precision": 16}),
+        only(val_split_ratio=0.1),
+        only(models={"A": {"class_path": "Padim", "init_args": {"n_features": 3}}}),
+        only(data={"class_path": "MVTecAD", "init_args": {"root": "elsewhere"}}),
+    ]
+    assert len({same, *changed}) == 1 + len(changed)
+
+
+def test_a_larger_ratio_makes_new_cells_because_it_changes_the_test_set():
+    small, large = (
+        {cell.identity for cell in cells_of(sweep_from({**SMALL, "ratios": ratios}))}
+        for ratios in ([0, 0.1], [0, 0.1, 0.2])
+    )
+    assert not small & large
+
+
+def test_values_can_be_replaced_from_the_command_line(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text("models: {A: Padim}\ndata: MVTecAD\nratios: [0, 0.1]\n")
+    sweep = read_sweep(path, ["data.init_args.root=/data", "seeds=[5]", "models.A.init_args={n_features: 3}"])
+    assert sweep.data.init_args == {"root": "/data"}
+    assert sweep.seeds == [5]
+    assert sweep.models["A"].init_args == {"n_features": 3}
+
+
+def test_a_change_of_one_model_leaves_the_one_that_shares_its_arguments(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "models:\n  A: {class_path: Padim, init_args: &same {n_features: 3}}\n"
+        "  B: {class_path: Patchcore, init_args: *same}\ndata: MVTecAD\n"
+    )
+    sweep = read_sweep(path, ["models.A.init_args.n_features=5"])
+    assert [model.init_args["n_features"] for model in sweep.models.values()] == [5, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"models": {}}, "at least one model"),
+        ({"models": {"A": {"init_args": {}}}}, "models.A.class_path is missing"),
+        ({"models": {"A": {"class_path": "Padim", "epochs": 3}}}, "models.A.epochs: there is no such key"),
+        ({"models": {"A": "Padim", "B": "Padim"}}, "A and B are the same"),
+        ({"data": None}, "data: it has to have keys"),
+        ({"ratio": 0.1}, "ratio: there is no such key; known are models"),
+        ({"ratios": [0, 1.5]}, "ratios: they have to be numbers from 0 to 1"),
+        ({"ratios": [0.1, 0.1]}, "ratios: a value occurs twice"),
+        ({"seeds": [-1]}, "seeds: they have to be whole numbers"),
+        ({"overlap": "yes"}, "overlap: it has to be"),
+        ({"max_epochs": 0}, "max_epochs: it has to be a whole number of at least 1"),
+        ({"val_split_ratio": 1}, "val_split_ratio"),
+        ({"resources": {"cpus": 0}}, "resources: cpus has to be above 0"),
+        ({"resources": {"gpus": 1.5}}, "above 1 it has to be a whole number"),
+        ({"trainer": "cpu"}, "trainer: it has to be arguments by name"),
+        ({"categories": ["a"], "data": {"class_path": "X", "init_args": {"category": "a"}}}, "the same thing twice"),
+        (
+            {"published": [{"model": "B", "metric": "image_auroc", "value": 0.9, "source": "s", "ratio": 0}]},
+            "published[0].model: B is not in this sweep",
+        ),
+        (
+            {"published": [{"model": "A", "metric": "image_auroc", "value": 99.2, "source": "s", "ratio": 0}]},
+            "has to be a fraction",
+        ),
+        (
+            {"published": [{"model": "A", "metric": "image_auroc", "value": 0.9, "source": "s"}]},
+            "published[0].ratio is missing",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(changes, said):
+    with pytest.raises(SweepError) as raised:
+        cells_of(sweep_from({**SMALL, **changes}))
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "said"),
+    [
+        ("- a\n", [], "is no sweep"),
+        ("a: [\n", [], "is no YAML"),
+        (None, [], "cannot be read"),
+        ("models: {A: Padim}\ndata: MVTecAD\n", ["seeds"], "KEY=VALUE"),
+        ("models: {A: Padim}\ndata: MVTecAD\n", ["max_epochs=3", "max_epochs.x=3"], "max_epochs has nothing below it"),
+    ],
+)
+def test_files_and_changes_that_are_wrong(tmp_path, text, change, said):
+    path = tmp_path / "sweep.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SweepError, match=said):
+        read_sweep(path, change)
