@@ -73,14 +73,15 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 
 RULES = (
     *("patch_pool", "feature_scaling", "norm_input", "top_share", "image_weight", "target", "scope", "space"),
-    *("bank_rule", "bank_half", "exclude"),
+    *("bank_rule", "bank_half", "neighbour_share", "exclude"),
 )
 PRESET = Path(__file__).parent.parent / "configs" / "fun_ad.yaml"
 PUBLISHED_RULES = {rule: yaml.safe_load(PRESET.read_text())["model"]["init_args"][rule] for rule in RULES}
 FUN_AD: dict[str, dict[str, Any]] = {
     "base": {},
     "no image term": {"image_weight": 0.0},
-    "bank of a random half": {"bank_rule": "quantile", "bank_half": True},
+    "nearest vector": {"neighbour_share": 0.0},
+    "nearest vector, bank of a random half": {"neighbour_share": 0.0, "bank_rule": "quantile", "bank_half": True},
     "pseudo-labels by fence": {"target": "labels", "label_kappa": 1.5},
     "published rules": {**PUBLISHED_RULES, "lr_decay": False},
     "published rules, epoch scope": {**PUBLISHED_RULES, "lr_decay": False, "scope": "epoch"},

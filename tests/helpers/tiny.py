@@ -51,6 +51,7 @@ PUBLISHED_FUN_AD = {
     "space": "adapted",
     "bank_rule": "min_max",
     "bank_half": True,
+    "neighbour_share": 0.0,
     "exclude": "patch",
     "norm_input": False,
     "image_weight": 0.0,

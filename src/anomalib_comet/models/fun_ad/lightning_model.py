@@ -34,14 +34,19 @@ from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command
 from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
-from anomalib_comet.backbones import mean_and_deviation
 from anomalib_comet.confident_meta_learning.confidence import anchored_scores, training_set_weights
-from anomalib_comet.models.frozen_features import FrozenFeatures, every_nth, resizing_pre_processor, vectors_per_image
+from anomalib_comet.models.frozen_features import (
+    FrozenFeatures,
+    every_nth,
+    refuse_half_precision,
+    resizing_pre_processor,
+    vectors_per_image,
+)
 from anomalib_comet.training_set import TrainingSet, evaluating
 
 from .feature_store import FeatureStore, fingerprint
 from .loss import FunAdLoss, distance_loss
-from .memory_bank import RULES, candidates, draw_bank, pooled_score
+from .memory_bank import RULES, SMALLEST_BANK, candidates, draw_bank, pooled_score
 from .neighbours import kth_nearest_image, mutual_pairs, nearest
 from .pseudo_labels import SCOPES, TAU_C, TAU_N, centred_log, perturb, pseudo_labels, scale_distances, uncertain
 from .torch_model import FunAdModel
@@ -57,6 +62,9 @@ STATE_KEY = "fun_ad"
 EXCLUSIONS = ("patch", "image")
 TARGETS = ("labels", "distances")
 SPACES = ("adapted", "descriptors")
+PATCHES_PER_IMAGE = 100
+"""Where images are counted, every image of the bank has at least so many patches in it, if it has as many."""
+
 CHUNK = 32
 """Images whose features are in memory at a time, in single precision, when the whole training set is gone through."""
 
@@ -100,14 +108,15 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             ``"descriptors"`` between the scaled descriptors of patches alone (ours), which training does not move.
             Defaults to ``"descriptors"``.
         bank_rule (str): Which images may enter the memory bank: ``"min_max"`` by Local-Net's scores, as published,
-            ``"quantile"`` those with the lowest ones (ours), or ``"neighbours"`` those that are near to
-            ``neighbour_images`` other images (ours). Defaults to ``"neighbours"``.
-        bank_share (float): Share of images that may under the latter two. Defaults to ``0.75``.
+            ``"quantile"`` those with the lowest ones (ours), or ``"all"`` (ours). Defaults to ``"all"``.
+        bank_share (float): Share of images that may under ``"quantile"``. Defaults to ``0.75``.
         bank_half (bool): Whether a random half of these makes the bank, as published, or all. Defaults to ``False``.
-        neighbour_images (int): Under ``"neighbours"`` a patch is as anomalous as its distance to the so-many-th
-            nearest other image; choose more than a kind of defect is likely to occur. Defaults to ``10``.
+        neighbour_share (float): A patch is as anomalous as its distance to this share of the bank's other images, i.e.
+            to the k-th nearest of B with k = ``neighbour_share`` B (ours): a defect that occurs in fewer images than
+            that does not vouch for itself. 0 for the nearest vector, as published. Defaults to ``0.25``.
         bank_vectors (int | None): Largest number of vectors in the bank (ours): beyond it, some patches of every image
-            of the bank are drawn at random. ``None`` for no bound, as published. Defaults to ``100000``.
+            of the bank are drawn at random, and some of the images where there are too many for
+            :data:`PATCHES_PER_IMAGE` patches each. ``None`` for no bound, as published. Defaults to ``100000``.
         exclude (str): What a patch is not compared with: ``"patch"`` itself, as published, or ``"image"`` all patches
             of its own image (ours), where the nearest relatives of a defect lie. Defaults to ``"image"``.
         rebuild_epochs (int): Bank, distances and pseudo-labels are made anew once in so many epochs (ours); the
@@ -125,8 +134,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             then trained on as anomalies beside the pseudo-anomalies (ours): without them, nothing says what an anomaly
             is where the training set has none. 0 for none, as published. Defaults to ``0.0``.
         image_weight (float): Weight in the image's score of how far the image as a whole lies from the training set:
-            the logarithm of the Mahalanobis distance of mean and standard deviation of its patches (ours). 0 for none,
-            as published. Defaults to ``0.5``.
+            the logarithm of the Mahalanobis distance of means over large windows (ours). 0 for none, as published.
+            Defaults to ``1.0``.
         sigma (float): Standard deviation of the anomaly map's Gaussian blur in pixels. Defaults to ``4.0``.
         lr (float): Learning rate of RMSprop. Defaults to ``2e-5``.
         lr_decay (bool): Whether it falls to zero over the training along a cosine (ours). Defaults to ``False``.
@@ -168,10 +177,10 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         label_kappa: float = 3.0,
         target: str = "distances",
         space: str = "descriptors",
-        bank_rule: str = "neighbours",
+        bank_rule: str = "all",
         bank_share: float = 0.75,
         bank_half: bool = False,
-        neighbour_images: int = 10,
+        neighbour_share: float = 0.25,
         bank_vectors: int | None = 100_000,
         exclude: str = "image",
         rebuild_epochs: int = 1,
@@ -181,7 +190,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         train_patches: int | None = None,
         noise_scale: float = 1.0,
         synthetic_noise: float = 0.0,
-        image_weight: float = 0.5,
+        image_weight: float = 1.0,
         sigma: float = 4.0,
         lr: float = 2e-5,
         lr_decay: bool = False,
@@ -215,7 +224,6 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             },
             one={
                 "rebuild_epochs": rebuild_epochs,
-                "neighbour_images": neighbour_images,
                 "train_patches": train_patches,
                 "bank_vectors": bank_vectors,
                 "pair_patches": pair_patches,
@@ -223,6 +231,12 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         )
         if not 0.0 < bank_share <= 1.0 or lr <= 0:
             msg = f"bank_share must be in (0, 1] and lr above zero, got {bank_share} and {lr}."
+            raise ValueError(msg)
+        if not 0.0 <= neighbour_share <= 1.0:
+            msg = f"neighbour_share must be in [0, 1], got {neighbour_share}; 0 takes the nearest vector of the bank."
+            raise ValueError(msg)
+        if neighbour_share and exclude != "image":
+            msg = "neighbour_share counts other images: use exclude=image with it, or neighbour_share=0."
             raise ValueError(msg)
         super().__init__(
             pre_processor=self.configure_pre_processor(image_size) if pre_processor is True else pre_processor,
@@ -257,7 +271,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         self.bank_rule = bank_rule
         self.bank_share = bank_share
         self.bank_half = bank_half
-        self.neighbour_images = neighbour_images
+        self.neighbour_share = neighbour_share
         self.bank_vectors = bank_vectors
         self.exclude = exclude
         self.rebuild_epochs = rebuild_epochs
@@ -279,7 +293,6 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         self._in_bank = torch.zeros(0, dtype=torch.bool)
         self._rebuilt_at = -1
         self._features_key = ""
-        self._neighbour_score = torch.zeros(0)
         self._row: dict[str, int] = {}
         self._scaled: torch.Tensor | None = None
         self._spread = torch.zeros(0)
@@ -321,12 +334,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         super().setup(stage)
         if stage != "fit":
             return
-        if self.trainer.precision in {"bf16-true", "16-true"}:
-            msg = (
-                f"FunAd's small steps are lost on parameters of precision {self.trainer.precision}: "
-                "use 32-true or bf16-mixed."
-            )
-            raise ValueError(msg)
+        refuse_half_precision(self.trainer, "FunAd's small steps need")
         if getattr(getattr(self.trainer, "datamodule", None), "train_augmentations", None) is not None:
             msg = "FunAd trains on features that are computed once an image: leave train_augmentations out."
             raise ValueError(msg)
@@ -418,9 +426,9 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             return torch.cat(tokens), torch.cat([every_nth(part, count).flatten(0, 1) for part in patches])
 
         if not bool(self.model.patch_scaling.is_fitted) or not bool(self.model.image_scaling.is_fitted):
-            images = torch.cat([mean_and_deviation(self._raw(chunk)[1]) for chunk in self._chunks()])
+            windows = [every_nth(self.model.windows(self._raw(chunk)[1]), count) for chunk in self._chunks()]
             # Until it is fitted the scaling is the identity: these are the features as they are.
-            self.model.fit_scaling(*some(), images)
+            self.model.fit_scaling(*some(), torch.cat(windows).flatten(0, 1))
         tokens, vectors = some()
         self._spread = torch.cat([(part - part.mean(0)).square().mean(0).sqrt() for part in (tokens, vectors)])
 
@@ -455,11 +463,11 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
     def _rebuild_bank(self, generator: torch.Generator) -> None:
         # The published rule scales probabilities; the order is the same.
         scores = self._image_scores.sigmoid() if self.bank_rule == "min_max" else self._image_scores
-        if self.bank_rule == "neighbours":
-            scores = self._neighbour_scores()
         images = candidates(scores, self.bank_rule, self.bank_share)
         if self.bank_half:
             images = draw_bank(images, generator)
+        if self.neighbour_share:
+            images = self._bounded(images, generator)
         bank, owners = self._bank(images, self.space, generator)
         self._distances = torch.cat([self._chunk_distances(chunk, bank, owners) for chunk in self._chunks()])
         self._in_bank = torch.zeros(len(self._paths), dtype=torch.bool)
@@ -469,7 +477,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
     @property
     def _is_static(self) -> bool:
         """Whether bank and distances stay as they are: neither Local-Net nor chance has a part in them."""
-        return self.space == "descriptors" and self.bank_rule == "neighbours" and not self.bank_half
+        return self.space == "descriptors" and self.bank_rule == "all" and not self.bank_half
 
     def _head_scores(self, rows: Sequence[int]) -> torch.Tensor:
         """Return the scores of training images by the head as it is, shape ``(B,)``, on the CPU."""
@@ -483,21 +491,12 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             return self.model.local_net.adapt(token, patches)
         return patches
 
-    def _neighbour_scores(self) -> torch.Tensor:
-        """Return how far images are from others, shape ``(N,)``: in the space of descriptors, once a training."""
-        if len(self._neighbour_score) == len(self._paths):
-            return self._neighbour_score
-        everything = torch.arange(len(self._paths))
-        vectors, _ = self._bank(everything, "descriptors", torch.Generator().manual_seed(self.seed))
-        bank = vectors.view(len(everything), -1, vectors.shape[1])
-        scores = []
-        for chunk in self._chunks():
-            patches = self._vectors(chunk, "descriptors")
-            own = torch.tensor(chunk).repeat_interleave(patches.shape[1])
-            distances = kth_nearest_image(patches.flatten(0, 1), bank, self.neighbour_images, own)
-            scores.append(pooled_score(distances.view(len(chunk), -1), self.model.top_share).cpu())
-        self._neighbour_score = torch.cat(scores)
-        return self._neighbour_score
+    def _bounded(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return as many images of the bank as may have :data:`PATCHES_PER_IMAGE` patches in it, drawn at random."""
+        if self.bank_vectors is None:
+            return images
+        count = max(SMALLEST_BANK, self.bank_vectors // min(PATCHES_PER_IMAGE, self.model.n_patches))
+        return images[torch.randperm(len(images), generator=generator)[:count]].sort()[0]
 
     def _bank(self, images: torch.Tensor, space: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the bank's vectors ``(M, d)`` and the number of the patch that each one is, ``(M,)``."""
@@ -515,6 +514,9 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         """Return the squared distance of every patch of some images to its nearest other bank vector, ``(B, P)``."""
         n_patches = self.model.n_patches
         adapted = self._vectors(chunk, self.space)
+        if self.neighbour_share:
+            distances = self._rank_distances(chunk, adapted.flatten(0, 1), bank, owners // n_patches)
+            return distances.view(len(chunk), n_patches).cpu()
         own = torch.arange(chunk.start * n_patches, chunk.stop * n_patches)
         # An only image has no other to be compared with.
         if self.exclude == "image" and len(self._paths) > 1:
@@ -522,6 +524,17 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         distances = nearest(adapted.flatten(0, 1), bank, exclude=(own, owners))[0]
         distances = torch.nan_to_num(distances, posinf=0.0)  # an only patch: nothing to be far from
         return distances.view(len(chunk), n_patches).cpu()
+
+    def _rank_distances(
+        self, chunk: range, query: torch.Tensor, bank: torch.Tensor, bank_images: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the squared distances to the share of the bank's images, for an equal number of vectors of each."""
+        images = bank_images.unique_consecutive()
+        rank = max(1, round(self.neighbour_share * len(images)))
+        position = torch.full((len(self._paths),), -1)
+        position[images] = torch.arange(len(images))
+        own = position[chunk.start : chunk.stop].repeat_interleave(self.model.n_patches)
+        return kth_nearest_image(query, bank.view(len(images), -1, bank.shape[1]), rank, own)
 
     def _all_scaled(self) -> torch.Tensor:
         if self._scaled is None:
@@ -690,7 +703,6 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             "distances": self._distances,
             "image_scores": self._image_scores,
             "in_bank": self._in_bank,
-            "neighbour_score": self._neighbour_score,
             "features_key": self._features_key,
             "rebuilt_at": self._rebuilt_at,
         }
@@ -709,7 +721,6 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         self._distances = state["distances"]
         self._image_scores = state["image_scores"]
         self._in_bank = state["in_bank"]
-        self._neighbour_score = state["neighbour_score"]
         self._features_key = state["features_key"]
         self._rebuilt_at = int(state["rebuilt_at"])
         self._scaled = None
@@ -727,7 +738,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         self._take_paths(self._store.paths)
         self._features_key = self._store.key
         self._rebuilt_at = -1
-        self._neighbour_score, self._distances = torch.zeros(0), torch.zeros(0, 0)
+        self._distances = torch.zeros(0, 0)
 
 
 def _check_choices(choices: dict[str, tuple[str, tuple[str, ...]]]) -> None:

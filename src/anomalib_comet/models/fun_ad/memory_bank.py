@@ -9,7 +9,7 @@ import torch
 
 from .pseudo_labels import TAU_N, min_max
 
-RULES = ("min_max", "quantile", "neighbours")
+RULES = ("min_max", "quantile", "all")
 
 SMALLEST_BANK = 2
 """With two images every image has another one to be compared with."""
@@ -44,9 +44,8 @@ def candidates(image_scores: torch.Tensor, rule: str = "min_max", share: float =
         image_scores: Score of every training image, shape ``(N,)``, larger for more anomalous.
         rule: ``"min_max"`` takes the images whose score, scaled to [0, 1] over all images, is below 0.5, as published.
             ``"quantile"`` takes the lowest ``share`` of them (ours): the published rule takes one image alone where
-            one scores far below the rest, and nearly all where one scores far above. ``"neighbours"`` selects in the
-            same way; only the scores are others, see :func:`.neighbours.kth_nearest_image`.
-        share: Share of images under these two, in (0, 1]. Defaults to ``0.75``.
+            one scores far below the rest, and nearly all where one scores far above. ``"all"`` takes all (ours).
+        share: Share of images under ``"quantile"``, in (0, 1]. Defaults to ``0.75``.
 
     Returns:
         Ascending positions, at least ``min(N, 2)`` of them: the lowest scores where the rule finds fewer.
@@ -64,6 +63,8 @@ def candidates(image_scores: torch.Tensor, rule: str = "min_max", share: float =
     if bool(torch.isnan(image_scores).any()):
         msg = f"{int(torch.isnan(image_scores).sum())} of {len(image_scores)} image scores are NaN."
         raise ValueError(msg)
+    if rule == "all":
+        return torch.arange(len(image_scores), device=image_scores.device)
     order = image_scores.argsort(stable=True)
     least = min(SMALLEST_BANK, len(order))
     count = int((min_max(image_scores) < TAU_N).sum()) if rule == "min_max" else round(share * len(order))

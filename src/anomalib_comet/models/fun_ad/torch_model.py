@@ -18,7 +18,6 @@ from anomalib_comet.backbones import (
     PatchDescriptors,
     average_neighbours,
     check_scaling,
-    mean_and_deviation,
 )
 from anomalib_comet.models.differnet.anomaly_map import AnomalyMapGenerator
 
@@ -36,6 +35,23 @@ NORM_SCALE = 3.0
 
 NORM_FLOOR = 1e-3
 """Added to a mean square before its logarithm is taken."""
+
+
+WINDOWS = 9
+"""There are about so many windows in each direction over which an image is averaged."""
+
+WINDOW_SHARE = 0.2
+"""The share of windows, the farthest, by which an image is judged."""
+
+
+def window_side(side: int) -> int:
+    """Return three quarters of a side of the grid as an odd number of places.
+
+    Example:
+        >>> [window_side(side) for side in (1, 2, 8, 28)]
+        [1, 1, 5, 21]
+    """
+    return max(1, (3 * side // 4 - 1) // 2 * 2 + 1)
 
 
 class LocalNet(nn.Module):
@@ -130,8 +146,7 @@ class FunAdModel(nn.Module):
         top_share: Share of an image's patches whose mean score is the image's, 0 for the largest score alone, as
             published. Defaults to ``0.0``.
         norm_input: See :class:`LocalNet`. Defaults to ``False``.
-        image_weight: Weight in the image's score of the logarithm of the Mahalanobis distance of the image's mean and
-            standard deviation of patches from those of the training set (ours), 0 for none. Defaults to ``0.0``.
+        image_weight: Weight in the image's score of :meth:`image_distance` (ours), 0 for none. Defaults to ``0.0``.
         sigma: Standard deviation of the map's Gaussian blur in pixels. Defaults to ``4.0``.
         seed: Seed of the initial weights. Defaults to ``0``.
 
@@ -175,10 +190,11 @@ class FunAdModel(nn.Module):
         scaling = check_scaling(feature_scaling)
         self.patch_scaling = FeatureScaling(n_patch, scaling)
         self.token_scaling = FeatureScaling(n_token, scaling if n_token else "none")
-        self.image_scaling = FeatureScaling(2 * n_patch, "whiten" if image_weight else "none")
+        self.image_scaling = FeatureScaling(n_patch, "whiten" if image_weight else "none")
         self.local_net = LocalNet(n_token, n_patch, hidden_units, seed, norm_input)
         self.top_share = top_share
         self.n_patches = math.prod(self.descriptors.grid)
+        self.window = tuple(window_side(side) for side in self.descriptors.grid)
         self.anomaly_map = AnomalyMapGenerator(sigma=sigma)
 
     def scale(self, token: torch.Tensor, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,27 +211,52 @@ class FunAdModel(nn.Module):
         return self.token_scaling(token), self.patch_scaling(pooled)
 
     @torch.no_grad()
-    def fit_scaling(self, token: torch.Tensor, patches: torch.Tensor, images: torch.Tensor) -> None:
+    def fit_scaling(self, token: torch.Tensor, patches: torch.Tensor, windows: torch.Tensor) -> None:
         """Fit the scaling of features to the training set.
 
         Args:
             token: Tokens of the training images, shape ``(N, n_token)``.
             patches: Some patches of every training image, neighbours averaged, shape ``(M, n_patch)``.
-            images: Mean and standard deviation of every image's patches, shape ``(N, 2 n_patch)``.
+            windows: Some :meth:`windows` of every training image, shape ``(W, n_patch)``.
         """
         self.patch_scaling.fit(patches, torch.ones(len(patches)))
         if self.descriptors.n_token:
             self.token_scaling.fit(token, torch.ones(len(token)))
         if self.image_weight:
-            self.image_scaling.fit(images, torch.ones(len(images)))
+            self.image_scaling.fit(windows, torch.ones(len(windows)))
 
-    def image_distance(self, patches: torch.Tensor) -> torch.Tensor:
-        """Return the log Mahalanobis distance of whole images, shape ``(B,)``, from patches as the network gives them.
+    def windows(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return the means of large windows around places of a coarse grid (ours).
+
+        A window's sides are three quarters of the image's, less what lies outside of it; there is one around every
+        seventh or so place in each direction.
 
         Args:
-            patches: Shape ``(B, P, n_patch)``.
+            patches: As the network gives them, shape ``(B, P, n_patch)``.
+
+        Returns:
+            Shape ``(B, W, n_patch)``.
         """
-        return (self.image_scaling(mean_and_deviation(patches)).square().mean(dim=1) + NORM_FLOOR).log()
+        maps = patches.unflatten(1, self.descriptors.grid).permute(0, 3, 1, 2)
+        stride = [max(1, side // WINDOWS) for side in self.descriptors.grid]
+        padding = [side // 2 for side in self.window]
+        means = F.avg_pool2d(maps, self.window, stride, padding, count_include_pad=False)
+        return means.flatten(2).permute(0, 2, 1)
+
+    def image_distance(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return how far an image is from the training set as a whole, shape ``(B,)`` (ours).
+
+        It is the logarithm of the mean square Mahalanobis distance of its fifth of :meth:`windows` that are farthest
+        from the distribution of all windows of the training set. Means over windows change by an anomaly that no
+        single patch shows, and their distribution, unlike that of whole images, is known well from some hundred
+        images and hardly moved by a few anomalous ones.
+
+        Args:
+            patches: As the network gives them, shape ``(B, P, n_patch)``.
+        """
+        squares = self.image_scaling(self.windows(patches)).square().mean(dim=2)
+        count = math.prod(-(-side // max(1, side // WINDOWS)) for side in self.descriptors.grid)
+        return (pooled_score(squares, WINDOW_SHARE, count) + NORM_FLOOR).log()
 
     def image_scores(self, patch_scores: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         """Return image scores of shape ``(B,)``.
