@@ -88,20 +88,22 @@ def model(arguments: argparse.Namespace, **kwargs: Any) -> FunAd:
     )
 
 
-def features(arguments: argparse.Namespace, detector: FunAd) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return records of training images, records of test images and the labels of these."""
+def features(
+    arguments: argparse.Namespace, detector: FunAd, test: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return records of training images, records of test images and their labels, none of the test if unasked."""
     data = contamination.datamodule(arguments, arguments.ratio, seed=0, overlap=False)
     data.prepare_data()
     data.setup()
     parts: list[list[torch.Tensor]] = []
-    for loader in (data.train_dataloader(), data.test_dataloader()):
+    for loader in (data.train_dataloader(), data.test_dataloader())[: 1 + test]:
         rows, labels = [], []
         for batch in loader:
             images, _ = detector.pre_processor.transform(batch.image, None)
             rows.append(detector._records(images))  # noqa: SLF001
             labels.append(batch.gt_label)
         parts.append([torch.cat(rows), torch.cat(labels)])
-    return parts[0][0], parts[1][0], parts[1][1]
+    return parts[0][0], *(parts[1] if test else (torch.zeros(0), torch.zeros(0)))
 
 
 def with_features(detector: FunAd, records: torch.Tensor) -> FunAd:

@@ -4,6 +4,10 @@
 """FunAd through anomalib's engine: training, resuming, its table of training images, exports."""
 
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
@@ -79,6 +83,49 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(data_root, tmp_path, settin
     (checkpoint,) = (tmp_path / "killed").rglob("*.ckpt")
     resumed = tiny(**settings)
     assert not identical(trained(whole), trained(killed))
+    engine(tmp_path / "resumed", max_epochs=4).fit(resumed, datamodule=in_order(data_root), ckpt_path=checkpoint)
+    assert identical(trained(whole), trained(resumed))
+    assert torch.equal(whole._distances, resumed._distances)
+    assert torch.equal(whole._in_bank, resumed._in_bank)
+
+
+KILLED_PROCESS = """
+import os, signal, sys
+
+sys.path.insert(0, {tests!r})
+from lightning.pytorch import Callback
+
+from anomalib_comet.models import FunAd
+from helpers.tiny import in_order, train
+
+
+class Kill(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+train(FunAd(**{settings!r}), in_order({data!r}), {root!r}, max_epochs=4, callbacks=[Kill()])
+"""
+
+
+def test_a_process_killed_in_the_middle_goes_on_from_its_checkpoint_and_its_file_of_features(
+    data_root, tmp_path, monkeypatch
+):
+    settings = {**TINY_FUN_AD, **PUBLISHED_FUN_AD, "train_patches": 20, "pair_patches": 100, "visualizer": False}
+    whole = FunAd(**settings)
+    train(whole, in_order(data_root), tmp_path / "whole", max_epochs=4)
+
+    settings["feature_store"] = str(tmp_path / "features")
+    tests = str(Path(__file__).parent.parent)
+    script = KILLED_PROCESS.format(tests=tests, settings=settings, data=str(data_root), root=str(tmp_path / "killed"))
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (checkpoint,) = (tmp_path / "killed").rglob("*.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 6
+
+    resumed = FunAd(**settings)
+    monkeypatch.setattr(resumed, "_records", lambda images: pytest.fail("features were computed again"))
     engine(tmp_path / "resumed", max_epochs=4).fit(resumed, datamodule=in_order(data_root), ckpt_path=checkpoint)
     assert identical(trained(whole), trained(resumed))
     assert torch.equal(whole._distances, resumed._distances)
