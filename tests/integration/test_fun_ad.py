@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import openvino as ov
+import pandas as pd
 import pytest
 import torch
 from anomalib.deploy import ExportType
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
+from anomalib_comet.audit.command import main as audit
 from anomalib_comet.models import FunAd
 from helpers.tiny import PUBLISHED_FUN_AD, TINY_FUN_AD, engine, identical, in_order, surfaces, train, trained
 
@@ -190,7 +192,7 @@ def test_checkpoint_holds_the_audit_but_no_features(data_root, tmp_path):
     assert len(frame) == 20
     assert set(frame.columns) >= {"image_path", "anomaly_score", "confidence_weight", "head_score", "in_bank"}
     assert frame.confidence_weight.between(0, 1).all()
-    distances = model._distances.topk(6, dim=1).values.mean(1)  # a tenth of 64 patches
+    distances = model._distances.topk(6, dim=1)[0].mean(1)  # a tenth of 64 patches
     assert np.allclose(frame.anomaly_score, distances)
     state = torch.load(checkpoint_of(trained_by), weights_only=True)["state_dict"]
     n_patches = model.model.n_patches
@@ -198,6 +200,23 @@ def test_checkpoint_holds_the_audit_but_no_features(data_root, tmp_path):
     images = torch.rand(2, 3, 72, 72)
     with torch.no_grad():
         assert torch.equal(restored.eval()(images).pred_score, model.eval()(images).pred_score)
+
+
+def test_audit_of_a_checkpoint_has_distance_and_score_of_every_image(data_root, tmp_path, capsys):
+    model = tiny()
+    trained_by = train(model, surfaces(data_root), tmp_path / "run")
+    assert audit(["--ckpt_path", str(checkpoint_of(trained_by)), "--output", str(tmp_path / "out")]) == 0
+    assert "what training learnt" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "out" / "audit.csv").set_index("image_path")
+    learnt = model.training_frame().set_index("image_path").loc[table.index]
+    assert table["rank"].tolist() == list(range(1, 21))
+    assert table["anomaly_score"].is_monotonic_decreasing
+    for column in ("anomaly_score", "confidence_weight", "pseudo_distance", "head_score"):
+        assert np.allclose(table[column], learnt[column]), column
+    assert table["in_bank"].equals(learnt["in_bank"])
+    page = (tmp_path / "out" / "audit.html").read_text(encoding="utf-8")
+    assert "none counted in this training" in page
+    assert all(Path(path).name in page for path in table.index)
 
 
 @pytest.mark.parametrize(
