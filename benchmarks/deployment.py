@@ -11,7 +11,9 @@ for the throughput. Calls of torch and of the exported model alternate, and the 
 given, so that a machine that slows down slows both. AUROC is of raw scores, without a post-processor. ``FP32 (f32)``
 tells OpenVINO to compute in 32 bits, the others leave it its choice. ``INT8`` is what anomalib's INT8_PTQ does
 (post-training quantization, preset MIXED), calibrated on training images; ``INT8, convolutions`` leaves matrix
-products, which hold the detector's head, in floating point.
+products, which hold the detector's head, in floating point. ``FunAd`` is the project's preset for these data;
+``PatchCore`` is anomalib's, with a coreset of 1 %, on the same layers, network and image size. Sizes are of the
+exported files, bank included.
 """
 
 from __future__ import annotations
@@ -29,18 +31,24 @@ import numpy as np
 import openvino as ov
 import pandas as pd
 import torch
+import yaml
 from anomalib.deploy import CompressionType, ExportType
 from anomalib.engine import Engine
+from anomalib.models import Patchcore
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import contamination
+from anomalib_comet.backbones import timm_name_without_download
+from anomalib_comet.models import FunAd
+from anomalib_comet.models.frozen_features import resizing_pre_processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 BATCH = 16
-DETECTORS = ("DifferNet", "SimpleNet")
+DETECTORS = ("DifferNet", "SimpleNet", "FunAd", "PatchCore")
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 class Raw(nn.Module):
@@ -55,8 +63,28 @@ class Raw(nn.Module):
         return self.trained.model(self.trained.pre_processor(images)).pred_score
 
 
-def exports(trained: Any, folder: Path, calibration: np.ndarray, threads: int) -> Iterator[tuple[str, Any]]:
-    """Yield names and compiled models."""
+def model(detector: str, arguments: argparse.Namespace) -> Any:
+    """Return an untrained model."""
+    if detector in {"DifferNet", "SimpleNet"}:
+        return contamination.model(detector, "all", arguments, seed=0)
+    preset = CONFIGS / ("fun_ad_magnetic_tiles.yaml" if arguments.data == "tiles" else "fun_ad_small.yaml")
+    settings = yaml.safe_load(preset.read_text(encoding="utf-8"))["model"]["init_args"]
+    weights = None if arguments.backbone_weights is None else str(arguments.backbone_weights)
+    if detector == "FunAd":
+        return FunAd(**settings, backbone_weights=weights, visualizer=False)
+    with timm_name_without_download(settings["backbone"], weights) as backbone:
+        size = resizing_pre_processor(tuple(settings["image_size"]))
+        common = {"layers": settings["layers"], "pre_processor": size, "visualizer": False}
+        return Patchcore(backbone=backbone, coreset_sampling_ratio=0.01, **common)
+
+
+def megabytes(path: Path) -> float:
+    """Return the size of an OpenVINO model, both files."""
+    return sum(file.stat().st_size for file in (path, path.with_suffix(".bin"))) / 1e6
+
+
+def exports(trained: Any, folder: Path, calibration: np.ndarray, threads: int) -> Iterator[tuple[str, Any, float]]:
+    """Yield names, compiled models and sizes."""
     engine = Engine(default_root_dir=folder, accelerator="cpu")
     core = ov.Core()
     paths = {}
@@ -67,9 +95,10 @@ def exports(trained: Any, folder: Path, calibration: np.ndarray, threads: int) -
     ):
         paths[name] = engine.export(trained, ExportType.OPENVINO, export_root=folder / name, compression_type=kind)
     core.set_property("CPU", {"INFERENCE_NUM_THREADS": threads})
-    yield "FP32 (f32)", core.compile_model(str(paths["FP32"]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    f32 = {"INFERENCE_PRECISION_HINT": "f32"}
+    yield "FP32 (f32)", core.compile_model(str(paths["FP32"]), "CPU", f32), megabytes(paths["FP32"])
     for name, path in paths.items():
-        yield name, core.compile_model(str(path), "CPU")
+        yield name, core.compile_model(str(path), "CPU"), megabytes(path)
     for name, kept in (("INT8", []), ("INT8, convolutions", ["MatMul"])):
         quantized = nncf.quantize(
             core.read_model(str(paths["FP32"])),
@@ -78,7 +107,9 @@ def exports(trained: Any, folder: Path, calibration: np.ndarray, threads: int) -
             subset_size=len(calibration),
             ignored_scope=nncf.IgnoredScope(types=kept, validate=False),
         )
-        yield name, core.compile_model(quantized, "CPU")
+        saved = folder / f"{name}.xml"
+        ov.save_model(quantized, saved)
+        yield name, core.compile_model(quantized, "CPU"), megabytes(saved)
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -102,12 +133,13 @@ def scores_of(call: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batc
 def measure(detector: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Train a detector and return a row for torch and for each exported model."""
     data = contamination.datamodule(arguments, 0.1, seed=0, overlap=False)
-    trained = contamination.model(detector, "all", arguments, seed=0)
+    trained = model(detector, arguments)
     trained.post_processor = None
     torch.manual_seed(0)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(max_epochs=arguments.epochs, default_root_dir=folder, accelerator="cpu", **quiet)
+        epochs = 1 if detector == "PatchCore" else arguments.epochs
+        engine = Engine(max_epochs=epochs, default_root_dir=folder, accelerator="cpu", **quiet)
         engine.fit(trained, datamodule=data)
         reference = Raw(trained.eval()).eval()
 
@@ -124,9 +156,9 @@ def measure(detector: str, arguments: argparse.Namespace) -> list[dict[str, Any]
         calibration = np.stack([training[k].image.numpy() for k in some.tolist()])
         scores = scores_of(in_torch, images, BATCH)
         rows = [{"detector": detector, "model": "torch", "image_auroc": roc_auc_score(labels, scores)}]
-        for name, compiled in exports(trained, Path(folder), calibration, arguments.threads):
+        for name, compiled, size in exports(trained, Path(folder), calibration, arguments.threads):
             compared = compare(in_torch, compiled, images, scores, labels, arguments.pairs)
-            row = {"detector": detector, "model": name, **compared}
+            row = {"detector": detector, "model": name, "megabytes": size, **compared}
             rows.append(row)
             print(row, flush=True)
     return rows
@@ -170,9 +202,7 @@ def main() -> None:
     parser.add_argument("--backbone", help="frozen network (default: mobilenetv2_100 for tiles, gabor elsewhere)")
     parser.add_argument("--backbone-weights", type=Path, help="local state dict")
     parser.add_argument("--images", type=int, default=150, help="normal training images (default: %(default)s)")
-    parser.add_argument(
-        "--detectors", nargs="+", default=["DifferNet", "SimpleNet"], choices=["DifferNet", "SimpleNet"]
-    )
+    parser.add_argument("--detectors", nargs="+", default=["DifferNet", "SimpleNet"], choices=DETECTORS)
     parser.add_argument("--epochs", type=int, default=10, help="training epochs (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=15, help="pairs of calls (default: %(default)s)")
     parser.add_argument("--calibration", type=int, default=100, help="training images that calibrate INT8")

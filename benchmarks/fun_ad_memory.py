@@ -3,16 +3,18 @@
 
 """Peak memory and time of FunAd's store, rebuild and steps against the number of training images.
 
-    python benchmarks/fun_ad_memory.py --images 250 500 1000 2000
+    python benchmarks/fun_ad_memory.py --images 1250 2500 5000 10000
+    python benchmarks/fun_ad_memory.py --images 1000 --image-size 64 128 256
 
-Every size runs in a process of its own, on random features of the sizes of a Gabor backbone at 256 pixels (1024 patches
-of 44 values), in memory or in a temporary file. The peak is what the process had resident at most, less what it had
-before the store was opened (the program itself).
+Every size runs in a process of its own, on random features of the sizes of a Gabor backbone (256 patches of 44 values
+at 128 pixels, 1024 at 256), in memory or in a temporary file. The peak is what the process had resident at most, less
+what it had before the store was opened (the program itself).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -34,7 +36,7 @@ def resident(peak: bool) -> float:
     return float("nan")
 
 
-def one(n_images: int, place: str, bank_vectors: int) -> dict[str, float]:
+def one(n_images: int, place: str, bank_vectors: int, side: int) -> dict[str, float]:
     """Store features of so many images, rebuild the bank and take steps on all of them once."""
     from anomalib_comet.models import FunAd
     from anomalib_comet.models.fun_ad.feature_store import FeatureStore
@@ -43,7 +45,7 @@ def one(n_images: int, place: str, bank_vectors: int) -> dict[str, float]:
     model = FunAd(
         backbone="gabor",
         layers=["scale3", "scale2", "scale1", "scale4"],
-        image_size=(256, 256),
+        image_size=(side, side),
         feature_scaling="standardize",
         scope="robust",
         train_patches=64,
@@ -71,6 +73,7 @@ def one(n_images: int, place: str, bank_vectors: int) -> dict[str, float]:
     end = time.perf_counter()
     result = {
         "images": n_images,
+        "patches": model.model.n_patches,
         "features_mib": round(store.n_bytes / 2**20, 1),
         "peak_mib": round(resident(peak=True) - before, 1),
         "write_s": round(times["rebuild"] - times["write"], 1),
@@ -84,17 +87,21 @@ def one(n_images: int, place: str, bank_vectors: int) -> dict[str, float]:
 def main() -> None:
     """Run all sizes and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[250, 500, 1000, 2000], help="training images")
+    parser.add_argument("--images", type=int, nargs="+", default=[1250, 2500, 5000, 10000], help="training images")
+    parser.add_argument(
+        "--image-size", type=int, nargs="+", default=[128], help="side in pixels (default: %(default)s)"
+    )
     parser.add_argument("--places", nargs="+", default=["temporary", "memory"], help="feature_store")
     parser.add_argument("--bank-vectors", type=int, default=5_000, help="bound of the bank (default: %(default)s)")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(one(int(arguments.one[0]), arguments.one[1], arguments.bank_vectors)))
+        n_images, place, side = arguments.one
+        print(json.dumps(one(int(n_images), place, arguments.bank_vectors, int(side))))
         return
     for place in arguments.places:
-        for n_images in arguments.images:
-            command = [sys.executable, __file__, "--one", str(n_images), place]
+        for side, n_images in itertools.product(arguments.image_size, arguments.images):
+            command = [sys.executable, __file__, "--one", str(n_images), place, str(side)]
             command += ["--bank-vectors", str(arguments.bank_vectors)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:

@@ -4,15 +4,21 @@
 """FunAd through anomalib's engine: training, resuming, its table of training images, exports."""
 
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
+import pandas as pd
 import pytest
 import torch
 from anomalib.deploy import ExportType
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
+from anomalib_comet.audit.command import main as audit
 from anomalib_comet.models import FunAd
 from helpers.tiny import PUBLISHED_FUN_AD, TINY_FUN_AD, engine, identical, in_order, surfaces, train, trained
 
@@ -85,6 +91,49 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(data_root, tmp_path, settin
     assert torch.equal(whole._in_bank, resumed._in_bank)
 
 
+KILLED_PROCESS = """
+import os, signal, sys
+
+sys.path.insert(0, {tests!r})
+from lightning.pytorch import Callback
+
+from anomalib_comet.models import FunAd
+from helpers.tiny import in_order, train
+
+
+class Kill(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+train(FunAd(**{settings!r}), in_order({data!r}), {root!r}, max_epochs=4, callbacks=[Kill()])
+"""
+
+
+def test_a_process_killed_in_the_middle_goes_on_from_its_checkpoint_and_its_file_of_features(
+    data_root, tmp_path, monkeypatch
+):
+    settings = {**TINY_FUN_AD, **PUBLISHED_FUN_AD, "train_patches": 20, "pair_patches": 100, "visualizer": False}
+    whole = FunAd(**settings)
+    train(whole, in_order(data_root), tmp_path / "whole", max_epochs=4)
+
+    settings["feature_store"] = str(tmp_path / "features")
+    tests = str(Path(__file__).parent.parent)
+    script = KILLED_PROCESS.format(tests=tests, settings=settings, data=str(data_root), root=str(tmp_path / "killed"))
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (checkpoint,) = (tmp_path / "killed").rglob("*.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 6
+
+    resumed = FunAd(**settings)
+    monkeypatch.setattr(resumed, "_records", lambda images: pytest.fail("features were computed again"))
+    engine(tmp_path / "resumed", max_epochs=4).fit(resumed, datamodule=in_order(data_root), ckpt_path=checkpoint)
+    assert identical(trained(whole), trained(resumed))
+    assert torch.equal(whole._distances, resumed._distances)
+    assert torch.equal(whole._in_bank, resumed._in_bank)
+
+
 def test_scrambled_training_labels_change_nothing(data_root, tmp_path):
     generator = torch.Generator().manual_seed(5)
 
@@ -143,7 +192,7 @@ def test_checkpoint_holds_the_audit_but_no_features(data_root, tmp_path):
     assert len(frame) == 20
     assert set(frame.columns) >= {"image_path", "anomaly_score", "confidence_weight", "head_score", "in_bank"}
     assert frame.confidence_weight.between(0, 1).all()
-    distances = model._distances.topk(6, dim=1).values.mean(1)  # a tenth of 64 patches
+    distances = model._distances.topk(6, dim=1)[0].mean(1)  # a tenth of 64 patches
     assert np.allclose(frame.anomaly_score, distances)
     state = torch.load(checkpoint_of(trained_by), weights_only=True)["state_dict"]
     n_patches = model.model.n_patches
@@ -151,6 +200,23 @@ def test_checkpoint_holds_the_audit_but_no_features(data_root, tmp_path):
     images = torch.rand(2, 3, 72, 72)
     with torch.no_grad():
         assert torch.equal(restored.eval()(images).pred_score, model.eval()(images).pred_score)
+
+
+def test_audit_of_a_checkpoint_has_distance_and_score_of_every_image(data_root, tmp_path, capsys):
+    model = tiny()
+    trained_by = train(model, surfaces(data_root), tmp_path / "run")
+    assert audit(["--ckpt_path", str(checkpoint_of(trained_by)), "--output", str(tmp_path / "out")]) == 0
+    assert "what training learnt" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "out" / "audit.csv").set_index("image_path")
+    learnt = model.training_frame().set_index("image_path").loc[table.index]
+    assert table["rank"].tolist() == list(range(1, 21))
+    assert table["anomaly_score"].is_monotonic_decreasing
+    for column in ("anomaly_score", "confidence_weight", "pseudo_distance", "head_score"):
+        assert np.allclose(table[column], learnt[column]), column
+    assert table["in_bank"].equals(learnt["in_bank"])
+    page = (tmp_path / "out" / "audit.html").read_text(encoding="utf-8")
+    assert "none counted in this training" in page
+    assert all(Path(path).name in page for path in table.index)
 
 
 @pytest.mark.parametrize(

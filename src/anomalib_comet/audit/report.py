@@ -135,7 +135,8 @@ def audit_model(
 
     Where the model offers ``training_frame()`` (columns ``image_path``, ``anomaly_score``, ``confidence_weight``) and
     that table holds all images, scores and weights are taken from there, and the page's threshold from its
-    ``attrs["threshold"]`` if there is one. Otherwise the model scores the images itself.
+    ``attrs["threshold"]`` if there is one. Its other columns are added to ``audit.csv``. Otherwise the model scores the
+    images itself.
 
     Args:
         model (AnomalibModule): The model, on the device on which it shall run.
@@ -189,10 +190,14 @@ def audit_model(
         scores, weights = found["anomaly_score"].to_numpy(), found["confidence_weight"].to_numpy()
         source = _said_of_training(model, threshold)
     else:
+        found = None
         scores, weights = np.array([looks[path].score for path in paths]), None
         _check_finite(scores[[not looks[path].problem for path in paths]])
         source = f"{FROM_PREDICTIONS} {reason}"
     table = suspicion_table(paths, scores, weights, truth)
+    if found is not None:
+        for name in [column for column in found.columns if column not in table]:
+            table[name] = table["image_path"].map(dict(zip(paths, found[name], strict=True)))
     return _write(table, looks, Path(output), source, title, limit, thumbnail_size, threshold)
 
 
@@ -225,8 +230,9 @@ def training_frame(model: Any) -> pd.DataFrame | None:
         model: Any Lightning module.
 
     Returns:
-        Columns ``image_path``, ``anomaly_score`` and ``confidence_weight``, or ``None``. ``attrs["threshold"]`` may
-        hold the run's own threshold t, above which its weights fall below 1.
+        Columns ``image_path``, ``anomaly_score`` and ``confidence_weight``, maybe others, or ``None``.
+        ``attrs["threshold"]`` may hold the run's own threshold t, above which its weights fall below 1, and
+        ``attrs["weights_counted"]`` may say that none counted.
     """
     offered = getattr(model, "training_frame", None)
     frame = offered() if callable(offered) else None
@@ -256,6 +262,8 @@ def _said_of_training(model: Any, threshold: float | None) -> str:
         said.append(f"The run's own threshold is t = {threshold:.6g}.")
     if getattr(model, "use_weights", True) is False:
         said.append("None counted in this training (use_weights: false): they are what the rule would give.")
+    elif training_frame(model).attrs.get("weights_counted", True) is False:  # type: ignore[union-attr]
+        said.append("Weights follow from the scores; none counted in this training.")
     return " ".join(said)
 
 

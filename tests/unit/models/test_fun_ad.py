@@ -6,6 +6,7 @@
 import errno
 import math
 import os
+import signal
 
 import pytest
 import torch
@@ -105,12 +106,16 @@ def test_nearest_where_nothing_is_left(engine):
 @pytest.mark.parametrize("k", [1, 5])
 def test_faiss_and_torch_agree(group, k, monkeypatch):
     monkeypatch.setattr("anomalib_comet.models.fun_ad.neighbours.CHUNK_VALUES", 1000)
+    monkeypatch.setattr("anomalib_comet.models.fun_ad.neighbours.BLOCK", 100)
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(240, 12, generator=generator)
-    own = torch.arange(240) // group
-    found = [nearest(vectors, vectors[::2], k, (own, own[::2]), engine) for engine in ("faiss", "torch")]
-    exact = torch.cdist(vectors.double(), vectors[::2].double()).square()
-    exact[own[:, None] == own[::2][None]] = INF
+    # Groups in no order, one of which has nothing in the bank.
+    own = torch.randperm(240, generator=generator) // group
+    chosen = torch.arange(240)[(torch.arange(240) % 2 == 0) & (own != 0)]
+    bank, owners = vectors[chosen], own[chosen]
+    found = [nearest(vectors, bank, k, (own, owners), engine) for engine in ("faiss", "torch")]
+    exact = torch.cdist(vectors.double(), bank.double()).square()
+    exact[own[:, None] == owners[None]] = INF
     expected = exact.sort(dim=1)
     for distances, where in found:
         assert torch.allclose(distances.double(), expected.values[:, :k], atol=1e-4)
@@ -555,6 +560,28 @@ def test_store_is_used_again_only_if_complete_and_of_the_same_images(tmp_path):
     assert not filled(tmp_path).is_complete
     file.write_bytes(content.replace(b'"images": 3', b'"images": 4'))
     assert not filled(tmp_path).is_complete
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that share nothing")
+def test_what_a_killed_process_leaves_is_removed_and_a_running_one_keeps_its_file(tmp_path):
+    (tmp_path / "of_another_program.partial").write_text("not ours")
+    running = filled(tmp_path, key="b" * 64)
+    child = os.fork()
+    if not child:
+        try:
+            filled(tmp_path)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    (left,) = tmp_path.glob("a*.partial")
+    assert left.stat().st_size >= 3 * 5 * 2  # the room that a full disk lacks
+    store = filled(tmp_path)
+    assert not store.is_complete
+    assert not left.exists()
+    assert (tmp_path / "of_another_program.partial").exists()
+    for written in (running, store):
+        written.finish()
+        assert written.read([2]).tolist() == [[0.5, 1.5, 2.5, 3.5, 4.5]]
 
 
 def test_store_refuses_gaps_and_numbers_that_are_none(tmp_path):

@@ -15,11 +15,17 @@ import hashlib
 import json
 import os
 import tempfile
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -230,9 +236,10 @@ class FeatureStore:
             except OSError as error:
                 msg = f"feature_store '{place}' is no folder that can be written to ({error.strerror})."
                 raise OSError(msg) from error
+        _remove_abandoned(folder)
         self.path = folder / f"{self.key[:32]}.features"
-        # Of this process alone: two runs that start at once do not write into each other's file.
-        self._partial = self.path.with_suffix(f".{os.getpid()}.partial")
+        # Of this store alone: two runs that start at once do not write into each other's file.
+        self._partial = self.path.with_suffix(f".{uuid.uuid4().hex[:12]}.partial")
         header = self._header()
         self._offset = len(header)
         if self.path.exists() and self._is_ours(header):
@@ -242,6 +249,7 @@ class FeatureStore:
             return
         with self._clear_errors():
             self._file = self._partial.open("w+b", buffering=0)
+            _lock(self._file)
             _write_all(self._file, memoryview(header))
             # All room now: an error after hours of computing features would be a worse one.
             if hasattr(os, "posix_fallocate") and self.n_bytes:
@@ -267,6 +275,28 @@ class FeatureStore:
                 "feature_store (TMPDIR moves temporary ones)."
             )
             raise OSError(error.errno, msg) from error
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file until it is closed or its process ends, however it ends; tell whether it was not locked before."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes have left: files of ours that are not complete and that no process holds.
+
+    A file is locked before its header is written: one with a header and without a lock has lost its process.
+    """
+    for path in folder.glob("*.partial"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if file.read(len(MAGIC)) == MAGIC and _lock(file):
+                path.unlink()
 
 
 def _bytes_of(record: Any) -> memoryview:

@@ -679,7 +679,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             return None
         distance = pooled_score(self._distances, self.model.top_share)
         weights = training_set_weights(anchored_scores(distance.double()))[0]
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             {
                 "image_path": self._paths,
                 "anomaly_score": distance.numpy().astype(float),
@@ -689,6 +689,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
                 "in_bank": self._in_bank.numpy(),
             }
         )
+        frame.attrs["weights_counted"] = False
+        return frame
 
     # ------------------------------------------------------------------------------------------------------ checkpoint
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ CHUNK_VALUES = 2**24
 """Distances that the torch search holds at a time: 64 MiB."""
 
 FILTERED = 8
-"""Up to so many excluded bank vectors a query are filtered out of a longer list of faiss; beyond, torch masks them."""
+"""Up to so many excluded bank vectors a query are filtered out of a longer list of faiss; beyond, every group of
+queries searches in the bank without its own part."""
 
 BLOCK = 2**16
 """Queries of one search under faiss, so that its lists stay small."""
@@ -44,11 +45,11 @@ def nearest(
         exclude: Group of every query, shape ``(Q,)``, and of every bank vector, shape ``(M,)``, integers: the bank
             vectors of a query's own group do not count. Groups are numbers of vectors to exclude the vector itself, or
             of images to exclude everything of its own image. ``None`` excludes nothing. Defaults to ``None``.
-        engine: ``"faiss"`` (``IndexFlatL2``, on the GPU where the installed faiss has GPUs and there is one),
-            ``"torch"``, or ``"auto"``: faiss for vectors on the CPU and wherever it has a GPU, else torch. Where more
-            than :data:`FILTERED` vectors of the bank are excluded a query, torch is used whatever is asked for. Both
-            find by matrix products; the distances themselves are then computed from differences, so that they are
-            equal, and that of a duplicate is exactly zero. Defaults to ``"auto"``.
+        engine: ``"faiss"`` (its exact search, that of ``IndexFlatL2`` without the index's copy of the bank, on the GPU
+            where the installed faiss has GPUs and there is one), ``"torch"``, or ``"auto"``: faiss for vectors on the
+            CPU and wherever it has a GPU, else torch. Both find by matrix products; the distances themselves are then
+            computed from differences, so that they are equal, and that of a duplicate is exactly zero. Defaults to
+            ``"auto"``.
 
     Returns:
         Distances of shape ``(Q, k)``, ascending, in single precision, and indices of shape ``(Q, k)``, on the device
@@ -72,14 +73,12 @@ def nearest(
     if not (torch.isfinite(query).all() and torch.isfinite(bank).all()):
         msg = "Features are not finite (NaN or infinite): no neighbours can be found among them."
         raise ValueError(msg)
-    excluded = 0
     if exclude is not None:
         exclude = (exclude[0].to(query.device), exclude[1].to(query.device))
-        excluded = _largest_group(exclude[1])
     on_cpu = query.device.type == "cpu"
     with_faiss = engine == "faiss" or (engine == "auto" and (on_cpu or faiss_gpus() > 0))
-    if with_faiss and excluded <= FILTERED and len(bank) and len(query):
-        found = _nearest_faiss(query, bank, k, exclude, excluded)
+    if with_faiss and len(bank) and len(query):
+        found = _nearest_faiss(query, bank, k, exclude)
     else:
         found = _nearest_torch(query, bank, k, exclude)
     return _exact(query, bank, found[1]), found[1]
@@ -160,14 +159,11 @@ def _largest_group(groups: torch.Tensor) -> int:
     return int(groups.unique(return_counts=True)[1].max()) if len(groups) else 0
 
 
-def _flat_index(bank: torch.Tensor) -> Any:
+@functools.cache
+def _gpu_resources() -> Any:
     import faiss  # noqa: PLC0415
 
-    index: Any = faiss.IndexFlatL2(bank.shape[1])
-    if faiss_gpus():
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-    index.add(bank.cpu().contiguous().numpy())
-    return index
+    return faiss.StandardGpuResources()
 
 
 @contextlib.contextmanager
@@ -188,19 +184,64 @@ def _nearest_faiss(
     bank: torch.Tensor,
     k: int,
     exclude: tuple[torch.Tensor, torch.Tensor] | None,
-    excluded: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Search for as many more as may be excluded, then leave those out."""
-    wanted = min(k + excluded, len(bank))
+    """Search through faiss, whose search knows no exclusion of many vectors at full speed."""
+    excluded = 0 if exclude is None else _largest_group(exclude[1])
     with _same_threads():
-        index = _flat_index(bank)
-        found = [index.search(part.cpu().contiguous().numpy(), wanted) for part in query.split(BLOCK)]
-    distances = torch.cat([torch.from_numpy(d) for d, _ in found]).to(query.device)
-    indices = torch.cat([torch.from_numpy(i) for _, i in found]).to(query.device)
-    if exclude is not None:
-        own = exclude[1][indices] == exclude[0][:, None]
-        distances = distances.masked_fill(own, torch.inf)
-    return _smallest(distances, indices, k)
+        if exclude is None or not excluded:
+            return _search(query, bank, k)
+        if excluded <= FILTERED:
+            distances, indices = _search(query, bank, k + excluded)
+            own = (exclude[1][indices] == exclude[0][:, None]) & (indices >= 0)
+            return _smallest(distances.masked_fill(own, torch.inf), indices, k)
+        return _search_by_group(query, bank, k, exclude)
+
+
+def _search_by_group(
+    query: torch.Tensor,
+    bank: torch.Tensor,
+    k: int,
+    exclude: tuple[torch.Tensor, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sort the bank by group: what a group may be compared with are the slices before and after its own."""
+    groups, order = exclude[1].sort(stable=True)
+    bank = bank[order]
+    below, above = (torch.searchsorted(groups, exclude[0].contiguous(), right=right) for right in (False, True))
+    # Queries that have nothing of their own in the bank search all of it together.
+    below = torch.where(below == above, -1, below)
+    distances = query.new_full((len(query), k), torch.inf)
+    indices = torch.full((len(query), k), -1, dtype=torch.long, device=query.device)
+    for start in below.unique().tolist():
+        members = (below == start).nonzero().flatten()
+        first, last = (0, 0) if start < 0 else (start, int(above[members[0]]))
+        found = [
+            (*_search(query[members], part, k), offset) for part, offset in ((bank[:first], 0), (bank[last:], last))
+        ]
+        positions = torch.cat([torch.where(i < 0, i, i + offset) for _, i, offset in found], dim=1)
+        nearest_of_both = _smallest(torch.cat([d for d, _, _ in found], dim=1), positions, k)
+        distances[members] = nearest_of_both[0]
+        where = nearest_of_both[1]
+        indices[members] = torch.where(where < 0, where, order[where.clamp(min=0)])
+    return distances, indices
+
+
+def _search(query: torch.Tensor, bank: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return distances and indices of the k nearest by faiss, ascending; infinity and -1 where there are no more."""
+    import faiss  # noqa: PLC0415
+
+    wanted = min(k, len(bank))
+    distances = query.new_full((len(query), k), torch.inf)
+    indices = torch.full((len(query), k), -1, dtype=torch.long, device=query.device)
+    if not wanted:
+        return distances, indices
+    vectors = bank.cpu().contiguous().numpy()
+    gpu = faiss_gpus() > 0
+    for start in range(0, len(query), BLOCK):
+        part = query[start : start + BLOCK].cpu().contiguous().numpy()
+        found = faiss.knn_gpu(_gpu_resources(), part, vectors, wanted) if gpu else faiss.knn(part, vectors, wanted)
+        distances[start : start + BLOCK, :wanted] = torch.from_numpy(found[0])
+        indices[start : start + BLOCK, :wanted] = torch.from_numpy(found[1])
+    return distances, indices
 
 
 def _nearest_torch(
