@@ -305,16 +305,21 @@ def test_norm_input_is_one_more_number_for_the_discriminator():
     assert torch.allclose(scores, net.discriminator(torch.cat([adapted, norm[..., None]], dim=2))[..., 0])
 
 
-def test_image_term_is_the_log_mahalanobis_distance_of_mean_and_deviation():
+def test_image_term_is_the_log_mahalanobis_distance_of_large_windows():
     arguments = {"layers": ["scale4"], "image_size": (64, 64), "hidden_units": (8, 4)}
     plain = FunAdModel("gabor", **arguments).eval()
     with_term = FunAdModel("gabor", **arguments, image_weight=0.5).eval()
     images = torch.rand(60, 3, 64, 64)
-    patches = plain.descriptors(images)[1].flatten(1, 2)
-    statistics = torch.cat([patches.mean(1), patches.std(1, correction=0)], dim=1)
-    with_term.fit_scaling(torch.zeros(60, 0), patches.flatten(0, 1), statistics)
-    expected = with_term.image_scaling(statistics).square().mean(1)
-    assert float(expected.mean()) == pytest.approx(1.0, rel=0.25)  # whitened, up to the shrinkage
+    maps = plain.descriptors(images)[1]
+    (height, width), side = plain.descriptors.grid, with_term.window[0]
+    assert (height, width, side) == (4, 4, 3)
+    windows = with_term.windows(maps.flatten(1, 2))
+    half = side // 2
+    assert torch.allclose(windows[:, 0], maps[:, : half + 1, : half + 1].mean((1, 2)), atol=1e-5)  # cut at the border
+    with_term.fit_scaling(torch.zeros(60, 0), maps.flatten(0, 2), windows.flatten(0, 1))
+    squares = with_term.image_scaling(windows).square().mean(2)
+    assert float(squares.mean()) == pytest.approx(1.0, rel=0.25)  # whitened, up to the shrinkage
+    expected = squares.topk(round(0.2 * squares.shape[1]), dim=1)[0].mean(1)
     with torch.no_grad():
         difference = with_term(images).pred_score - plain(images).pred_score
         assert torch.allclose(difference, 0.5 * (expected + 1e-3).log(), atol=1e-4)
@@ -410,6 +415,8 @@ def test_extreme_scores_stay_apart():
         ({"smoothness": -1.0}, "smoothness must not be negative"),
         ({"synthetic_noise": -1.0}, "synthetic_noise must not be negative"),
         ({"bank_share": 0.0}, "bank_share must be in"),
+        ({"neighbour_share": 1.5}, "neighbour_share must be in"),
+        ({"exclude": "patch"}, "neighbour_share counts other images"),
         ({"top_share": 1.5}, "top_share must be in"),
         ({"hidden_units": [8]}, "hidden_units must be two numbers"),
         ({"feature_scaling": "log"}, "feature_scaling must be one of"),
@@ -455,15 +462,14 @@ def test_degenerate_training_sets_have_a_finite_loss(case, scope, exclude):
         "duplicates": torch.randn(1, 64, 22, generator=generator).expand(4, -1, -1),
         "few": torch.randn(3, 64, 22, generator=generator),
     }[case]
-    ours = {"feature_scaling": "whiten", "bank_rule": "neighbours", "image_weight": 0.5, "target": "distances"}
+    ours = {"feature_scaling": "whiten", "bank_rule": "all", "image_weight": 0.5, "target": "distances"}
+    ours["neighbour_share"] = 0.25 if exclude == "image" else 0.0
     for settings in ({}, {"synthetic_noise": 0.5, "feature_scaling": "whiten"}, {**ours, "space": "descriptors"}):
         model = prepared(features, scope=scope, exclude=exclude, **settings)
         assert torch.isfinite(steps(model, len(features)))
         assert all(torch.isfinite(p.grad).all() for p in model.model.local_net.parameters())
         assert torch.isfinite(model._distances).all()
         assert len(model.training_frame()) == len(features)
-        if case in {"constant", "one"} and settings.get("space"):
-            assert not model._neighbour_score.any()
         if case == "constant":
             assert not model._distances.any()
 
@@ -482,20 +488,47 @@ def test_an_images_own_patches_do_not_count_where_excluded():
 
 def test_a_bank_without_chance_and_head_is_built_once(monkeypatch):
     features = torch.randn(5, 64, 22, generator=torch.Generator().manual_seed(0))
-    ours = {"bank_rule": "neighbours", "space": "descriptors", "bank_half": False}
+    ours = {"bank_rule": "all", "space": "descriptors", "bank_half": False, "exclude": "image", "neighbour_share": 0.25}
     searches = []
 
     def counted(*args, **kwargs):
         searches.append(args)
-        return nearest(*args, **kwargs)
+        return kth_nearest_image(*args, **kwargs)
 
-    monkeypatch.setattr("anomalib_comet.models.fun_ad.lightning_model.nearest", counted)
+    monkeypatch.setattr("anomalib_comet.models.fun_ad.lightning_model.kth_nearest_image", counted)
     for settings, expected in ((ours, 1), ({**ours, "bank_half": True}, 2), ({**ours, "space": "adapted"}, 2)):
         searches.clear()
         model = prepared(features, **settings)
         model.rebuild(0)
         model.rebuild(1)
         assert len(searches) == expected
+
+
+def test_distance_to_a_share_of_the_other_images():
+    # A defect that two of eight images share: each is the other's nearest, but not a quarter of the images have it.
+    features = torch.randn(9, 64, 22, generator=torch.Generator().manual_seed(0)) * 0.1
+    features[2, 10:14] += 30.0
+    features[5, 20:24] += 30.0
+    ours = {"bank_rule": "all", "bank_half": False, "space": "descriptors", "exclude": "image", "patch_pool": 1}
+    nearest_vector, quarter = (prepared(features, **ours, neighbour_share=share) for share in (0.0, 0.25))
+    for model in (nearest_vector, quarter):
+        model.rebuild(0)
+    assert nearest_vector._distances[2, 10:14].max() < quarter._distances[2, 10:14].min() / 50
+    scaled = quarter._features(range(9))[1]
+    others = torch.cat([scaled[:2], scaled[3:]])
+    squares = (others - scaled[2, 10]).square().sum(2).amin(1).sort()[0]
+    assert float(quarter._distances[2, 10]) == pytest.approx(float(squares[1]), rel=1e-3)  # the second of eight others
+
+
+def test_few_images_of_a_large_training_set_are_counted():
+    model = prepared(torch.randn(9, 64, 22), exclude="image", neighbour_share=0.5, bank_vectors=192)
+    generator = torch.Generator().manual_seed(0)
+    images = model._bounded(torch.tensor([1, 2, 4, 5, 8]), generator)
+    assert len(images) == 3  # 64 patches each
+    assert set(images.tolist()) <= {1, 2, 4, 5, 8}
+    assert torch.equal(images, images.sort()[0])
+    model.rebuild(0)
+    assert torch.isfinite(model._distances).all()
 
 
 def test_bank_is_bounded_and_takes_patches_of_every_image():
