@@ -222,7 +222,7 @@ def mean_and_deviation(patches: torch.Tensor) -> torch.Tensor:
 
 
 def average_neighbours(patches: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:
-    """Return the means over neighbourhoods of ``side`` x ``side`` places; the border's are repeated beyond it.
+    """Return the means over neighbourhoods of ``side`` x ``side`` places, at the border over those that there are.
 
     Args:
         patches: Shape ``(B, P, D)``.
@@ -232,8 +232,8 @@ def average_neighbours(patches: torch.Tensor, grid: tuple[int, int], side: int) 
     if side == 1:
         return patches
     maps = patches.unflatten(1, grid).permute(0, 3, 1, 2)
-    padded = F.pad(maps, [side // 2] * 4, mode="replicate")
-    return F.avg_pool2d(padded, side, stride=1).permute(0, 2, 3, 1).flatten(1, 2)
+    means = F.avg_pool2d(maps, side, stride=1, padding=side // 2, count_include_pad=False)
+    return means.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def weights_digest(module: nn.Module) -> str:

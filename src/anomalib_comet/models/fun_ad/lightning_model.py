@@ -135,7 +135,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             is where the training set has none. 0 for none, as published. Defaults to ``0.0``.
         image_weight (float): Weight in the image's score of how far the image as a whole lies from the training set:
             the logarithm of the Mahalanobis distance of means over large windows (ours). 0 for none, as published.
-            Defaults to ``1.0``.
+            Defaults to ``2.0``.
         sigma (float): Standard deviation of the anomaly map's Gaussian blur in pixels. Defaults to ``4.0``.
         lr (float): Learning rate of RMSprop. Defaults to ``2e-5``.
         lr_decay (bool): Whether it falls to zero over the training along a cosine (ours). Defaults to ``False``.
@@ -190,7 +190,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         train_patches: int | None = None,
         noise_scale: float = 1.0,
         synthetic_noise: float = 0.0,
-        image_weight: float = 1.0,
+        image_weight: float = 2.0,
         sigma: float = 4.0,
         lr: float = 2e-5,
         lr_decay: bool = False,
