@@ -45,18 +45,7 @@ from anomalib_comet.models.fun_ad.pseudo_labels import min_max, perturb, uncerta
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PUBLISHED: dict[str, Any] = {
-    "patch_pool": 1,
-    "top_share": 0.0,
-    "target": "labels",
-    "scope": "batch",
-    "space": "adapted",
-    "bank_rule": "min_max",
-    "bank_half": True,
-    "exclude": "patch",
-    "norm_input": False,
-    "image_weight": 0.0,
-}
+PUBLISHED: dict[str, Any] = contamination.PUBLISHED_RULES
 
 OURS: dict[str, Any] = {
     "patch_pool": 7,
@@ -64,11 +53,12 @@ OURS: dict[str, Any] = {
     "top_share": 0.05,
     "target": "distances",
     "space": "descriptors",
-    "bank_rule": "neighbours",
+    "bank_rule": "all",
+    "neighbour_share": 0.25,
     "bank_half": False,
     "exclude": "image",
     "norm_input": True,
-    "image_weight": 0.5,
+    "image_weight": 2.0,
     "lr": 5e-4,
 }
 """FunAd's defaults, with the learning rate of the small presets: bank and distances are made once."""
