@@ -245,11 +245,14 @@ def settings(detector: str, arguments: argparse.Namespace, seed: int) -> dict[st
         }
     if detector in STOCK:
         return {**features, "pre_processor": resizing_pre_processor((128, 128)), **LAYERS[detector]}
-    coreset = {"coreset_sampling_ratio": 0.01} if detector == "PatchCore" else {}
+    own = {"PatchCore": {"coreset_sampling_ratio": 0.01}, "PaDiM": {"n_features": PADIM_FEATURES}}.get(detector, {})
     size = resizing_pre_processor((224, 224) if learned else (256, 256))
     layers = LAYERS["FunAd"]["layers"] if learned else None
-    return {**features, "layers": layers, "pre_processor": size, **coreset}
+    return {**features, "layers": layers, "pre_processor": size, **own}
 
+
+PADIM_FEATURES = 100
+"""anomalib's choice for the smallest network that it has one for."""
 
 LAYERS: dict[str, dict[str, Any]] = {
     "Fastflow": {"backbone": "resnet18", "flow_steps": 4, "pre_trained": False},
@@ -332,7 +335,7 @@ def per_region_overlap(maps: torch.Tensor, masks: torch.Tensor, limit: float = 0
     """
     steps = 10_000
     normal = maps[masks == 0].sort()[0]
-    edges = normal[torch.linspace(0, len(normal) - 1, steps).long()].contiguous()
+    edges = normal[torch.linspace(0, len(normal) - 1, steps, dtype=torch.float64).long()].contiguous()
     level = torch.bucketize(maps, edges)
     sound = torch.bincount(level[masks == 0], minlength=steps + 1).flip(0).cumsum(0).double()
     overlaps = []
