@@ -31,7 +31,7 @@ from types import ModuleType
 
 logger = logging.getLogger(__name__)
 
-DATAMODULES = ("ContaminatedDataModule", "ProceduralSurfaces")
+DATAMODULES = ("ContaminatedDataModule", "FewShotDataModule", "ProceduralSurfaces")
 MODELS = (
     "CoMetDifferNet",
     "CoMetFastflow",
@@ -40,6 +40,7 @@ MODELS = (
     "CoMetSupersimplenet",
     "DifferNet",
     "FunAd",
+    "MultidirectionalMeta",
     "SimpleNet",
 )
 

@@ -73,13 +73,18 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self._dataset if self._indices is None else self._indices)
 
+    @property
+    def table(self) -> Any:
+        """The data set's table of images (a data frame), or ``None`` where it has none."""
+        return getattr(self._dataset, "samples", None)
+
     def paths(self, indices: Sequence[int] | None = None) -> list[str] | None:
         """Return the paths of images without decoding them, or ``None`` where the data set has no list of samples.
 
         Args:
             indices: Positions in the training set and their order; ``None`` for all in order. Defaults to ``None``.
         """
-        samples = getattr(self._dataset, "samples", None)
+        samples = self.table
         if samples is None:
             return None
         rows = range(len(self)) if indices is None else indices

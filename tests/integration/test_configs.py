@@ -29,6 +29,7 @@ SMALLER = {
     },
     "SimpleNet": {**GABOR, "feature_dim": "16", "hidden_units": "8"},
     "FunAd": {**GABOR, "image_descriptor": "auto", "hidden_units": "[8,4]", "patch_pool": "1"},
+    "MultidirectionalMeta": GABOR,
     "Fastflow": {"pre_trained": "false", "flow_steps": "1", "backbone": "resnet18"},
     "Stfpm": {"pre_trained": "false", "layers": "[layer1]", "backbone": "resnet18"},
     "Supersimplenet": {"pre_trained": "false", "layers": "[layer3]", "backbone": "resnet18"},
@@ -57,7 +58,7 @@ def test_configuration_trains_and_tests(path, tmp_path):
     plugin.register()
     config = yaml.safe_load(path.read_text())
     data, prefix = config["data"], "data.init_args"
-    if data["class_path"].endswith("ContaminatedDataModule"):
+    if data["class_path"].endswith(("ContaminatedDataModule", "FewShotDataModule")):
         data, prefix = data["init_args"]["datamodule"], f"{prefix}.datamodule.init_args"
     overrides = {f"model.init_args.{name}": value for name, value in SMALLER[detector_of(config)].items()}
     kind = data["class_path"].rpartition(".")[-1]

@@ -61,7 +61,9 @@ def _moments(vectors: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor
     return mean, torch.where(varies, std, torch.ones_like(std)), varies
 
 
-def whitening_matrix(vectors: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def whitening_matrix(
+    vectors: torch.Tensor, weights: torch.Tensor, principal_axes: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weighted mean ``m`` and matrix ``W``, so that ``W (x - m)`` has the identity for its weighted covariance.
 
     ``W = R^(-1/2) diag(1 / std)`` with R the correlation matrix, shrunk towards the identity by the intensity of
@@ -71,6 +73,8 @@ def whitening_matrix(vectors: torch.Tensor, weights: torch.Tensor) -> tuple[torc
     Args:
         vectors: Shape ``(N, D)``.
         weights: Shape ``(N,)``, not negative, not all zero.
+        principal_axes: Whether the result lies in the principal axes of R, largest variance first, and not, as far as
+            that goes, in the features' own. Defaults to ``False``.
 
     Returns:
         Mean of shape ``(D,)`` and matrix of shape ``(D, D)``, in double precision.
@@ -86,7 +90,8 @@ def whitening_matrix(vectors: torch.Tensor, weights: torch.Tensor) -> tuple[torc
     shrunk[:, still] = 0.0
     shrunk[still, still] = 1.0
     values, axes = torch.linalg.eigh(shrunk)
-    return mean, axes @ torch.diag(values.clamp(min=1e-6).rsqrt()) @ axes.T / std
+    scaled_axes = torch.diag(values.clamp(min=1e-6).rsqrt()) @ axes.T / std
+    return mean, scaled_axes.flip(0) if principal_axes else axes @ scaled_axes
 
 
 class FeatureScaling(nn.Module):
@@ -95,14 +100,15 @@ class FeatureScaling(nn.Module):
     Args:
         n_features: Number of features D.
         scaling: ``"none"`` for the identity, ``"standardize"`` for each feature by itself, ``"whiten"`` for unit
-            variance in every direction. Defaults to ``"standardize"``.
+            variance in every direction, ``"pca"`` for the same in principal axes. Defaults to ``"standardize"``.
     """
 
-    def __init__(self, n_features: int, scaling: Scaling = "standardize") -> None:
+    def __init__(self, n_features: int, scaling: Scaling | Literal["pca"] = "standardize") -> None:
         super().__init__()
         self.scaling = scaling
+        self._turns = scaling in {"whiten", "pca"}
         self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("matrix", torch.eye(n_features) if scaling == "whiten" else torch.ones(n_features))
+        self.register_buffer("matrix", torch.eye(n_features) if self._turns else torch.ones(n_features))
         self.register_buffer("is_fitted", torch.tensor(data=scaling == "none"))
         self.mean: torch.Tensor
         self.matrix: torch.Tensor
@@ -119,8 +125,8 @@ class FeatureScaling(nn.Module):
         if self.scaling == "none":
             return
         vectors, weights = vectors.float().cpu(), weights.float().cpu()
-        if self.scaling == "whiten":
-            mean, matrix = whitening_matrix(vectors, weights)
+        if self._turns:
+            mean, matrix = whitening_matrix(vectors, weights, principal_axes=self.scaling == "pca")
         else:
             mean, std = weighted_moments(vectors, weights)
             matrix = 1.0 / std
@@ -131,4 +137,4 @@ class FeatureScaling(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return scaled features of the same shape ``(..., D)``."""
         centred = x - self.mean
-        return nn.functional.linear(centred, self.matrix) if self.scaling == "whiten" else centred * self.matrix
+        return nn.functional.linear(centred, self.matrix) if self._turns else centred * self.matrix

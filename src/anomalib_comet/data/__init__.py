@@ -9,6 +9,7 @@ Example:
 """
 
 from .contamination import ContaminatedDataModule, NotEnoughAnomaliesError
+from .few_shot import FewShotDataModule
 from .procedural_surfaces import ProceduralSurfaces
 
-__all__ = ["ContaminatedDataModule", "NotEnoughAnomaliesError", "ProceduralSurfaces"]
+__all__ = ["ContaminatedDataModule", "FewShotDataModule", "NotEnoughAnomaliesError", "ProceduralSurfaces"]

@@ -10,6 +10,7 @@ from .comet_stfpm import CoMetStfpm
 from .comet_supersimplenet import CoMetSupersimplenet
 from .differnet import DifferNet
 from .fun_ad import FunAd
+from .multidirectional_meta import MultidirectionalMeta
 from .simplenet import SimpleNet
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "CoMetSupersimplenet",
     "DifferNet",
     "FunAd",
+    "MultidirectionalMeta",
     "SimpleNet",
 ]

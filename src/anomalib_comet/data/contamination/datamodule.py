@@ -63,6 +63,9 @@ class ContaminatedDataModule(AnomalibDataModule):
             Defaults to ``None``.
         labelled (int): Number of anomalies that enter the training set *with* label and mask, for few-shot methods.
             They are drawn besides the injected ones and leave the test set too. Defaults to ``0``.
+        shots (int): The same for each defect type, instead of ``labelled``. Defaults to ``0``.
+        held_out (list[str] | None): Defect types of which nothing is drawn, labelled or not, and nothing enters the
+            validation set: they appear in the test set only. Defaults to ``None``.
         max_draw (float): Largest share of the data set's anomalies that may be drawn, in (0, 1]. The rest is sure to
             stay in the test set. Defaults to ``1.0``.
         resample_dir (str | Path | None): If there are too few anomalies, make up for them with copies of the drawn
@@ -75,7 +78,8 @@ class ContaminatedDataModule(AnomalibDataModule):
         test_split_mode (str): ``inner`` for the wrapped data module's own mode, or one of anomalib's modes (``none``,
             ``from_dir``, ``synthetic``) to replace it with. Defaults to ``inner``.
         manifest (str | Path | None): A ``contamination.json`` whose draw is repeated exactly. It replaces ``ratio``,
-            ``overlap``, ``seed``, ``max_ratio``, ``labelled`` and ``max_draw``. Defaults to ``None``.
+            ``overlap``, ``seed``, ``max_ratio``, ``labelled``, ``shots``, ``held_out`` and ``max_draw``.
+            Defaults to ``None``.
 
     Raises:
         TypeError: If an argument has a wrong type.
@@ -98,6 +102,8 @@ class ContaminatedDataModule(AnomalibDataModule):
         seed: int = 0,
         max_ratio: float | None = None,
         labelled: int = 0,
+        shots: int = 0,
+        held_out: list[str] | None = None,
         max_draw: float = 1.0,
         resample_dir: str | Path | None = None,
         val_split_mode: str = "inner",
@@ -129,6 +135,8 @@ class ContaminatedDataModule(AnomalibDataModule):
                 overlap=overlap,
                 seed=seed,
                 labelled=labelled,
+                shots=shots,
+                held_out=held_out or (),
                 max_draw=max_draw,
             )
         )
@@ -161,6 +169,10 @@ class ContaminatedDataModule(AnomalibDataModule):
             parts.append(f"of{settings.max_ratio:g}")
         if settings.labelled:
             parts.append(f"labelled{settings.labelled}")
+        if settings.shots:
+            parts.append(f"shots{settings.shots}")
+        if settings.held_out:
+            parts.append("without_" + "_".join(settings.held_out))
         if settings.overlap:
             parts.append("overlap")
         parts.append(f"seed{settings.seed}")
@@ -303,12 +315,13 @@ class ContaminatedDataModule(AnomalibDataModule):
         with_labels = self._rows_of(draw.labelled, candidates, splits.train)
         labelled = frames.training_rows(rows, with_labels, hide=False) if len(with_labels) else rows.iloc[:0]
 
+        unseen = set(candidates.loc[candidates[frames.TRUE_DEFECT_TYPE].isin(self.settings.held_out), "image_path"])
         withdrawn = set() if self.settings.overlap else set(candidates.loc[sorted(draw.withdrawn_keys), "image_path"])
         if self.hold_out:
             rows, hidden, held_out = self._held_out(rows, hidden, folder)
             self.val_data = _with_samples(splits.train, frames.joined(held_out, attrs))
         elif splits.val is not None:
-            self.val_data = self._without(splits.val, withdrawn, task)
+            self.val_data = self._without(splits.val, withdrawn | unseen, task)
         self.test_data = self._without(splits.test, withdrawn, task)
         self.train_data = _with_samples(splits.train, frames.joined([rows, hidden, labelled], attrs))
         self._draw, self._normal_count = draw, len(normals)
@@ -341,7 +354,7 @@ class ContaminatedDataModule(AnomalibDataModule):
         found = [frames.anomalous(frames.cleaned(dataset.samples)) for dataset in splits.found]
         anomalies = pd.concat([frame for frame in found if len(frame)]) if any(map(len, found)) else pd.DataFrame()
         if anomalies.empty:
-            if self._recorded is not None or self.settings.max_ratio > 0 or self.settings.labelled > 0:
+            if self._recorded is not None or self.settings.max_ratio or self.settings.labelled or self.settings.shots:
                 msg = (
                     f"{self.datamodule.name} has no anomalous test or validation images to draw from (synthetic "
                     "anomalies do not count); give it some, for instance with Folder's abnormal_dir, or use ratio 0."
@@ -359,13 +372,21 @@ class ContaminatedDataModule(AnomalibDataModule):
         if self._recorded is not None and self.manifest_path is not None:
             return check_against(self._recorded, defect_types, normal_count, folder, self.manifest_path)
         settings = self.settings
+        unknown = sorted(set(settings.held_out) - set(defect_types.values()))
+        if unknown:
+            msg = (
+                f"held_out names {unknown}, but {self.datamodule.name} has the defect types "
+                f"{sorted(set(defect_types.values()))}."
+            )
+            raise ValueError(msg)
         return protocol.plan_draw(
-            defect_types,
+            {key: name for key, name in defect_types.items() if name not in settings.held_out},
             normal_count,
             ratio=settings.ratio,
             max_ratio=settings.max_ratio,
             seed=settings.seed,
             labelled=settings.labelled,
+            shots=settings.shots,
             max_draw=settings.max_draw,
             resample=self.resample_dir is not None,
         )
@@ -441,7 +462,15 @@ class ContaminatedDataModule(AnomalibDataModule):
 
 
 def _settings(
-    *, ratio: float, max_ratio: float | None, overlap: bool, seed: int, labelled: int, max_draw: float
+    *,
+    ratio: float,
+    max_ratio: float | None,
+    overlap: bool,
+    seed: int,
+    labelled: int,
+    shots: int,
+    held_out: Sequence[str],
+    max_draw: float,
 ) -> Settings:
     """Check the arguments as far as that is possible without the images."""
     ratio = protocol.check_fraction("ratio", ratio)
@@ -452,6 +481,12 @@ def _settings(
             f"so set it to {ratio:g} or more."
         )
         raise ValueError(msg)
+    if labelled and shots:
+        msg = f"Give labelled (in total) or shots (of each defect type), not both; got {labelled} and {shots}."
+        raise ValueError(msg)
+    if isinstance(held_out, str):
+        msg = f"held_out must be a list of defect types, e.g. [{held_out}], got the text {held_out!r}."
+        raise TypeError(msg)
     if isinstance(seed, bool) or not isinstance(seed, int):
         msg = f"seed must be a whole number, got {seed!r}."
         raise TypeError(msg)
@@ -461,6 +496,8 @@ def _settings(
         overlap=overlap,
         seed=seed,
         labelled=protocol.check_count("labelled", labelled),
+        shots=protocol.check_count("shots", shots),
+        held_out=tuple(sorted(set(held_out))),
         max_draw=protocol.check_fraction("max_draw", max_draw, zero=False),
     )
 

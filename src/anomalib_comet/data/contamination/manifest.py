@@ -32,6 +32,8 @@ class Settings:
         seed (int): Seed of the draw.
         labelled (int): Number of anomalies that enter training with their labels.
         max_draw (float): Largest share of the anomalies that may be drawn, in (0, 1].
+        shots (int): Number of anomalies of each defect type that enter training with their labels.
+        held_out (tuple[str, ...]): Defect types that stay in the test set.
     """
 
     ratio: float
@@ -40,6 +42,8 @@ class Settings:
     seed: int
     labelled: int
     max_draw: float
+    shots: int = 0
+    held_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,8 @@ def read_manifest(path: str | Path) -> Manifest:
             seed=int(content["seed"]),
             labelled=check_count("labelled", content["labelled"]),
             max_draw=check_fraction("max_draw", content["max_draw"], zero=False),
+            shots=check_count("shots", content.get("shots", 0)),  # of an earlier version, which had no shots
+            held_out=tuple(str(name) for name in content.get("held_out", ())),
         )
         uses: dict[str, list[Anomaly]] = {_HIDDEN: [], _WITHHELD: [], _WITH_LABELS: []}
         for image in content["images"]:

@@ -264,6 +264,36 @@ def spread_positions(count: int, ratio: float) -> list[bool]:
     return [math.floor((position + 1) * share) > math.floor(position * share) for position in range(count)]
 
 
+def few_of_each(defect_types: Mapping[str, str], shots: int, seed: int) -> list[str]:
+    """Return the same number of anomalies of each defect type, by a seed.
+
+    Args:
+        defect_types (Mapping[str, str]): Defect type of each anomaly, by key.
+        shots (int): Number of anomalies of each type.
+        seed (int): Seed of the order within a type: those of fewer shots are among those of more.
+
+    Returns:
+        list[str]: Keys, type by type in alphabetical order.
+
+    Raises:
+        ValueError: If a type has fewer anomalies.
+    """
+    if not shots:
+        return []
+    members: dict[str, list[str]] = {}
+    for key in seeded_order(defect_types, seed):
+        members.setdefault(defect_types[key], []).append(key)
+    few = {name: len(keys) for name, keys in members.items() if len(keys) < shots}
+    if few:
+        name = min(few, key=lambda name: (few[name], name))
+        msg = (
+            f"shots={shots} is more than there are anomalies of type '{name}' ({few[name]}); use at most that many, or "
+            "name the type in held_out."
+        )
+        raise ValueError(msg)
+    return [key for name in sorted(members) for key in members[name][:shots]]
+
+
 def plan_draw(
     defect_types: Mapping[str, str],
     normal_count: int,
@@ -272,14 +302,15 @@ def plan_draw(
     max_ratio: float | None = None,
     seed: int = 0,
     labelled: int = 0,
+    shots: int = 0,
     max_draw: float = 1.0,
     resample: bool = False,
 ) -> Draw:
     """Draw anomalies for one run of a sweep over contamination ratios.
 
-    Draws of one data set, seed, ``labelled`` and ``max_draw`` are nested: the anomalies of a smaller ratio are the
-    first ones of a larger ratio. The pool depends on ``max_ratio`` but not on ``ratio``, and neither do the labelled
-    anomalies.
+    Draws of one data set, seed, ``labelled``, ``shots`` and ``max_draw`` are nested: the anomalies of a smaller ratio
+    are the first ones of a larger ratio. The pool depends on ``max_ratio`` but not on ``ratio``, and neither do the
+    labelled anomalies.
 
     Args:
         defect_types (Mapping[str, str]): Defect type of each anomaly of the data set, by key.
@@ -289,6 +320,8 @@ def plan_draw(
             stands for ``ratio``.
         seed (int): Seed of the draw. Defaults to ``0``.
         labelled (int): Number of anomalies drawn for use with labels, besides the injected ones. Defaults to ``0``.
+        shots (int): Number of anomalies of each defect type drawn for use with labels, instead of ``labelled``. Those
+            of fewer shots are among those of more. Defaults to ``0``.
         max_draw (float): Largest share of the data set's anomalies that may be drawn, in (0, 1]. Defaults to ``1.0``.
         resample (bool): Whether copies make up for missing anomalies. Labelled anomalies are never copies.
             Defaults to ``False``.
@@ -303,7 +336,8 @@ def plan_draw(
     ratio = check_fraction("ratio", ratio)
     max_ratio = ratio if max_ratio is None else check_fraction("max_ratio", max_ratio)
     max_draw = check_fraction("max_draw", max_draw, zero=False)
-    labelled = check_count("labelled", labelled)
+    few = few_of_each(defect_types, check_count("shots", shots), seed)
+    labelled = check_count("labelled", labelled) or len(few)
     if max_ratio < ratio:
         msg = (
             f"max_ratio={max_ratio:g} is smaller than ratio={ratio:g}; it has to be the largest ratio of the sweep, "
@@ -343,6 +377,7 @@ def plan_draw(
         )
 
     order = stratified_order(defect_types, seed)
+    order = few + [key for key in order if key not in set(few)]
     with_labels = [Anomaly(key, defect_types[key]) for key in order[:labelled]]
     # The rest is ordered anew, so that the injected anomalies are stratified on their own, not only together with
     # the labelled ones.

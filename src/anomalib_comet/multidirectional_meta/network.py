@@ -1,0 +1,243 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The network of multidirectional meta-learning over vectors of features: scaling, encoder, head, temperature."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from anomalib_comet.backbones import FeatureScaling
+
+from .losses import latent_spread, temperature
+
+Encoder = Literal["none", "mlp"]
+Head = Literal["radial", "linear"]
+
+
+class MultidirectionalNetwork(nn.Module):
+    """Margin ``s`` between "normal" and "anomaly" for vectors of features.
+
+    ``theta`` is the representation: the scaling, fitted in closed form to normal samples, and an encoder. ``phi`` is
+    the head, the decision surface. Features are standardised, whitened with Ledoit-Wolf shrinkage and turned into
+    principal axes.
+
+    Args:
+        n_features: Number of features D of a sample.
+        encoder: ``"mlp"`` for a residual perceptron D -> 256 -> 128 with a small decoder, or ``"none"`` (ours), which
+            takes the whitened features themselves. Defaults to ``"none"``.
+        head: ``"linear"`` for two logits, or ``"radial"`` (ours) for a weighted squared distance to a learned centre
+            that starts as the Mahalanobis distance. Defaults to ``"radial"``.
+        hidden: Widths of the perceptron's hidden layer and of its output. Defaults to ``(256, 128)``.
+        dropout: Dropout of the perceptron, in [0, 1). Defaults to ``0.1``.
+        odin: Step of the input perturbation in units of scaled features, 0 for none. Defaults to ``0.0``.
+        seed: Seed of initial weights. Defaults to ``0``.
+
+    Raises:
+        ValueError: If an argument is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        encoder: str = "none",
+        head: str = "radial",
+        hidden: tuple[int, int] = (256, 128),
+        dropout: float = 0.1,
+        odin: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if encoder not in get_args(Encoder) or head not in get_args(Head):
+            msg = (
+                f"encoder must be one of {get_args(Encoder)} and head one of {get_args(Head)}, "
+                f"got '{encoder}' and '{head}'."
+            )
+            raise ValueError(msg)
+        if len(hidden) != 2 or min(hidden) < 1 or not 0 <= dropout < 1 or odin < 0:  # noqa: PLR2004
+            msg = (
+                "hidden must be two whole numbers above zero, dropout lie in [0, 1) and odin not be negative, "
+                f"got {tuple(hidden)}, {dropout} and {odin}."
+            )
+            raise ValueError(msg)
+        self.odin = odin
+        self.scaling = FeatureScaling(n_features, "pca")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder: nn.Module = nn.Identity()
+            self.decoder: nn.Module | None = None
+            n_latents = n_features
+            if encoder == "mlp":
+                n_latents = hidden[1]
+                self.encoder = _Perceptron(n_features, hidden[0], n_latents, dropout)
+                self.decoder = nn.Sequential(
+                    nn.Linear(n_latents, hidden[0]), nn.GELU(), nn.Linear(hidden[0], n_features)
+                )
+            self.head: RadialHead | LinearHead = RadialHead(n_latents) if head == "radial" else LinearHead(n_latents)
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+        # The decision surface as the last inner phase left it: what the outer phase brings can be seen at any time.
+        self.inner_head = copy.deepcopy(self.head).requires_grad_(requires_grad=False)
+
+    @property
+    def theta(self) -> list[nn.Parameter]:
+        """Trainable parameters of the representation, the decoder's included."""
+        decoder = [] if self.decoder is None else list(self.decoder.parameters())
+        return [*self.encoder.parameters(), *decoder]
+
+    @property
+    def phi(self) -> list[nn.Parameter]:
+        """Parameters of the decision surface."""
+        return list(self.head.parameters())
+
+    @torch.no_grad()
+    def fit_scaling(self, normals: torch.Tensor) -> None:
+        """Fit the scaling, and the units of a radial head, to normal samples.
+
+        Args:
+            normals: Features of normal samples, shape ``(N, D)``, at least two.
+
+        Raises:
+            ValueError: If there are fewer than two samples, or a feature is not finite.
+        """
+        if len(normals) < 2:  # noqa: PLR2004
+            msg = f"At least 2 normal samples are needed to measure how normal samples vary, got {len(normals)}."
+            raise ValueError(msg)
+        if not bool(normals.isfinite().all()):
+            msg = "A feature of a normal sample is NaN or infinite."
+            raise ValueError(msg)
+        self.scaling.fit(normals, torch.ones(len(normals)))
+        if isinstance(self.head, RadialHead):
+            self.eval()
+            self.head.fit_units(self.latents(normals.to(self.scaling.mean)))
+            self.inner_head.load_state_dict(self.head.state_dict())
+
+    def latents(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what the encoder makes of features, shape ``(..., L)``."""
+        return self.encoder(self.scaling(features))
+
+    def margins(self, features: torch.Tensor) -> torch.Tensor:
+        """Return ``s`` of shape ``(...)`` for features of shape ``(..., D)``."""
+        return self.head(self.latents(features))
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        """The temperature T, within its bounds."""
+        return temperature(self.log_temperature)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the anomaly score ``-s / T``, the log-odds of the paper's ``1 - S``: the same order, unsaturated.
+
+        Args:
+            features: Shape ``(..., D)``.
+
+        Returns:
+            Scores of shape ``(...)``, unbounded, larger for more anomalous.
+        """
+        scaled = self.scaling(features)
+        if self.odin:
+            scaled = self._perturbed(scaled)
+        return -self.head(self.encoder(scaled)) / self.temperature
+
+    def _perturbed(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Return scaled features after one step that raises the confidence of "normal" (ODIN's correct sign)."""
+        with torch.enable_grad():
+            start = scaled.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.head(self.encoder(start)).sum(), start)
+        return scaled + self.odin * slope.sign()
+
+    @torch.no_grad()
+    def inner_scores(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the anomaly score ``-s`` by the head as the last inner phase left it, shape ``(...)``."""
+        return -self.inner_head(self.latents(features))
+
+    @torch.no_grad()
+    def mahalanobis_scores(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the squared Mahalanobis distance to the normal samples over D, shape ``(...)``: no training at all."""
+        return self.scaling(features).square().mean(dim=-1)
+
+    @torch.no_grad()
+    def spread(self, features: torch.Tensor) -> torch.Tensor:
+        """Return :func:`.losses.latent_spread` of features of shape ``(N, D)``."""
+        return latent_spread(self.latents(features))
+
+
+class LinearHead(nn.Module):
+    """Two logits, "normal" and "anomaly"; their difference is the margin.
+
+    Args:
+        n_latents: Number of latents L.
+    """
+
+    def __init__(self, n_latents: int) -> None:
+        super().__init__()
+        self.logits = nn.Linear(n_latents, 2)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the margin of shape ``(...)`` for latents of shape ``(..., L)``."""
+        logits = self.logits(latents)
+        return logits[..., 0] - logits[..., 1]
+
+    def penalty(self) -> torch.Tensor:
+        """Return 0: two logits are free."""
+        return torch.zeros((), device=self.logits.weight.device)
+
+
+class RadialHead(nn.Module):
+    """Margin that falls with a weighted squared distance to a learned centre (ours).
+
+    ``s = b - g (sum_j exp(a_j) (z_j - c_j)^2 - m) / d``. With ``a = c = 0``, the start, this is the squared
+    Mahalanobis distance of whitened features, in units of its mean m and standard deviation d over normal samples.
+    Labelled anomalies can only teach it in which directions deviations matter, and where the middle is, so that a
+    deviation of an unseen kind still counts.
+
+    Args:
+        n_latents: Number of latents L.
+    """
+
+    def __init__(self, n_latents: int) -> None:
+        super().__init__()
+        self.log_weights = nn.Parameter(torch.zeros(n_latents))
+        self.centre = nn.Parameter(torch.zeros(n_latents))
+        self.bias = nn.Parameter(torch.tensor(2.0))
+        self.log_gain = nn.Parameter(torch.zeros(()))
+        self.register_buffer("mean", torch.tensor(float(n_latents)))
+        self.register_buffer("std", torch.tensor(math.sqrt(2.0 * n_latents)))  # of a Gaussian, until measured
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+
+    @torch.no_grad()
+    def fit_units(self, latents: torch.Tensor) -> None:
+        """Measure mean and standard deviation of the squared distance over normal samples, shape ``(N, L)``."""
+        distances = latents.double().square().sum(dim=1)
+        self.mean.fill_(float(distances.mean()))
+        self.std.fill_(max(float(distances.std()), 1e-6 * float(distances.mean()), 1e-12))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the margin of shape ``(...)`` for latents of shape ``(..., L)``."""
+        distances = ((latents - self.centre).square() * self.log_weights.exp()).sum(dim=-1)
+        return self.bias - self.log_gain.exp() * (distances - self.mean) / self.std
+
+    def penalty(self) -> torch.Tensor:
+        """Return the mean square of what has been learned, which holds it near the Mahalanobis distance."""
+        return self.log_weights.square().mean() + self.centre.square().mean()
+
+
+class _Perceptron(nn.Module):
+    """Residual perceptron D -> H -> L with layer norm, GELU and dropout."""
+
+    def __init__(self, n_in: int, n_hidden: int, n_out: int, dropout: float) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(nn.Linear(n_in, n_hidden), nn.LayerNorm(n_hidden), nn.GELU(), nn.Dropout(dropout))
+        self.block = nn.Sequential(
+            nn.Linear(n_hidden, n_hidden), nn.LayerNorm(n_hidden), nn.GELU(), nn.Dropout(dropout)
+        )
+        self.leave = nn.Linear(n_hidden, n_out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        return self.leave(x + self.block(x))
