@@ -46,6 +46,7 @@ STEPS, BATCH, LR = 600, 24, 1e-3
 
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
+    "ours, no supervised part": {"supervised": False},
     "published parts": {"encoder": "mlp", "head": "linear"},
     "perceptron, radial head": {"encoder": "mlp"},
     "linear head": {"head": "linear"},
@@ -53,7 +54,7 @@ OURS: dict[str, dict[str, Any]] = {
     "ours, ODIN 0.01": {"odin": 0.01},
 }
 METHODS = (*OURS, "Mahalanobis", "BCE", "DevNet", "PReNet")
-MAIN = ("ours", "published parts", "Mahalanobis", "BCE", "DevNet", "PReNet")
+MAIN = ("ours", "ours, no supervised part", "published parts", "Mahalanobis", "BCE", "DevNet", "PReNet")
 KEYS = ["data", "pooling", "held_out", "shots", "seed", "method"]
 
 
@@ -102,7 +103,8 @@ def load(arguments: argparse.Namespace) -> Data:
         for k, path in enumerate(table["image_path"]):
             image = model.pre_processor.transform(read_image(path, as_tensor=True)[None])
             rows.append(model.model.features(image)[0].numpy())
-            print(f"\r{k + 1}/{len(table)} images", end="", flush=True)
+            if k % 50 == 49 or k + 1 == len(table):
+                print(f"{k + 1}/{len(table)} images", flush=True)
         arguments.work.mkdir(parents=True, exist_ok=True)
         folder = frames.common_folder(table["image_path"])
         keys = [frames.key_of(path, folder) for path in table["image_path"]]
@@ -123,10 +125,10 @@ def measure(data: Data, held_out: str, shots: int, seed: int, method: str) -> li
         rows = np.concatenate([np.flatnonzero(normal), few])
         detector = MultidirectionalDetector(normal_label="", random_state=seed, **OURS[method])
         detector.fit(data.features[rows], data.types[rows])
-        everything = torch.from_numpy(data.features)
+        everything = torch.from_numpy(data.features).double()
         found = {
             "": detector.network_(everything).detach().numpy(),
-            ", after inner phase": detector.network_.inner_scores(everything).numpy(),
+            " (inner phase only)": detector.network_.inner_scores(everything).numpy(),
         }
     else:
         scaled = whitened(data.features, normal)

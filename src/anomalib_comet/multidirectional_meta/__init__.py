@@ -14,16 +14,19 @@ Example:
     [1, -1]
 """
 
+from .direction import Direction, fit_direction
 from .episodes import EpisodeSettings, Record, Stepper, inner_phase, make_optimizers, outer_phase, run_episode
 from .estimator import MultidirectionalDetector
 from .network import MultidirectionalNetwork
 
 __all__ = [
+    "Direction",
     "EpisodeSettings",
     "MultidirectionalDetector",
     "MultidirectionalNetwork",
     "Record",
     "Stepper",
+    "fit_direction",
     "inner_phase",
     "make_optimizers",
     "outer_phase",

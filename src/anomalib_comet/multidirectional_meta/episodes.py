@@ -155,7 +155,7 @@ def run_episode(
         inner_loss=losses,
         outer_loss=outer,
         classes=classes,
-        temperature=float(network.temperature),
+        temperature=network.temperature.item(),
         spread=float(network.spread(normals)),
         auroc=_training_auroc(network, normals, anomalies) if anomalies else {},
     )

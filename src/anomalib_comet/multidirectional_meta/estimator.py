@@ -13,6 +13,7 @@ import torch
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .direction import fit_direction
 from .episodes import EpisodeSettings, Stepper, make_optimizers, run_episode
 from .network import MultidirectionalNetwork
 
@@ -28,6 +29,8 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         head: ``"radial"`` (ours) or ``"linear"``. Defaults to ``"radial"``.
         hidden: Widths of the perceptron's hidden layer and of its output. Defaults to ``(256, 128)``.
         dropout: Dropout of the perceptron, in [0, 1). Defaults to ``0.1``.
+        supervised: Whether a supervised direction is added to a radial head's score, weighted by how well it finds
+            held-out classes (ours), see :mod:`.direction`. Defaults to ``True``.
         odin: Step of the input perturbation in units of scaled features, 0 for none. Defaults to ``0.0``.
         episodes: Number of episodes. Defaults to ``20``.
         inner_epochs: Passes over the normal samples in the inner phase of an episode. Defaults to ``10``.
@@ -47,6 +50,7 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
 
     Attributes:
         network_: The trained :class:`MultidirectionalNetwork`.
+        direction_: The supervised part, ``None`` without one.
         records_: What each episode was like.
         offset_: Score below which ``predict`` calls a sample anomalous.
         anomaly_classes_: Labels of the classes of anomalies seen in training.
@@ -62,6 +66,7 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         head: str = "radial",
         hidden: tuple[int, int] = (256, 128),
         dropout: float = 0.1,
+        supervised: bool = True,
         odin: float = 0.0,
         episodes: int = 20,
         inner_epochs: int = 10,
@@ -82,6 +87,7 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         self.head = head
         self.hidden = hidden
         self.dropout = dropout
+        self.supervised = supervised
         self.odin = odin
         self.episodes = episodes
         self.inner_epochs = inner_epochs
@@ -164,9 +170,16 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         self.network_.fit_scaling(normals)
         stepper = Stepper(*make_optimizers(self.network_, self.lr))
         generator = torch.Generator().manual_seed(self.random_state)
+        self.direction_ = None
+        if self.supervised and self.head == "radial":
+            self.direction_ = fit_direction(normals, anomalies, self.network_.scaling, generator)
+        if self.direction_ is not None:
+            self.network_.use_direction(self.direction_)
         self.records_ = [
             run_episode(self.network_, normals, anomalies, settings, stepper, generator) for _ in range(self.episodes)
         ]
+        # In double precision, a sample's score does not depend on what else is in the array.
+        self.network_.double()
         self.offset_ = float(np.quantile(self._scores(X[normal]), self.contamination))
         return self
 
@@ -204,4 +217,4 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
     @torch.no_grad()
     def _scores(self, X: np.ndarray) -> np.ndarray:  # noqa: N803
 
-        return -self.network_(torch.from_numpy(np.ascontiguousarray(X))).double().numpy()
+        return -self.network_(torch.from_numpy(np.ascontiguousarray(X)).double()).numpy()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from torch import nn
 from anomalib_comet.backbones import FeatureScaling
 
 from .losses import latent_spread, temperature
+
+if TYPE_CHECKING:
+    from .direction import Direction
 
 Encoder = Literal["none", "mlp"]
 Head = Literal["radial", "linear"]
@@ -80,6 +83,11 @@ class MultidirectionalNetwork(nn.Module):
                 )
             self.head: RadialHead | LinearHead = RadialHead(n_latents) if head == "radial" else LinearHead(n_latents)
         self.log_temperature = nn.Parameter(torch.zeros(()))
+        # Of the supervised part, in scaled features; zero until it is fitted, and without it.
+        self.direction: torch.Tensor
+        self.register_buffer("direction", torch.zeros(n_features))
+        self.direction_std: torch.Tensor
+        self.register_buffer("direction_std", torch.ones(()))
         # The decision surface as the last inner phase left it: what the outer phase brings can be seen at any time.
         self.inner_head = copy.deepcopy(self.head).requires_grad_(requires_grad=False)
 
@@ -116,6 +124,16 @@ class MultidirectionalNetwork(nn.Module):
             self.head.fit_units(self.latents(normals.to(self.scaling.mean)))
             self.inner_head.load_state_dict(self.head.state_dict())
 
+    @torch.no_grad()
+    def use_direction(self, direction: Direction) -> None:
+        """Take over a supervised part: its weights, and its unit of the squared distance.
+
+        Args:
+            direction: What :func:`.direction.fit_direction` found.
+        """
+        self.direction.copy_(direction.weights)
+        self.direction_std.fill_(direction.std)
+
     def latents(self, features: torch.Tensor) -> torch.Tensor:
         """Return what the encoder makes of features, shape ``(..., L)``."""
         return self.encoder(self.scaling(features))
@@ -132,6 +150,9 @@ class MultidirectionalNetwork(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return the anomaly score ``-s / T``, the log-odds of the paper's ``1 - S``: the same order, unsaturated.
 
+        The supervised part, where there is one, is added here and nowhere in training: it separates the labelled
+        anomalies so well that nothing would be left to learn from them.
+
         Args:
             features: Shape ``(..., D)``.
 
@@ -141,7 +162,12 @@ class MultidirectionalNetwork(nn.Module):
         scaled = self.scaling(features)
         if self.odin:
             scaled = self._perturbed(scaled)
-        return -self.head(self.encoder(scaled)) / self.temperature
+        margins = self.head(self.encoder(scaled))
+        if isinstance(self.head, RadialHead):
+            # No matrix product: OpenVINO 2026 fails to fuse one of a vector with the factor behind it.
+            along = (scaled * self.direction).sum(dim=-1)
+            margins = margins - self.head.per_distance * self.direction_std * along
+        return -margins / self.temperature
 
     def _perturbed(self, scaled: torch.Tensor) -> torch.Tensor:
         """Return scaled features after one step that raises the confidence of "normal" (ODIN's correct sign)."""
@@ -220,7 +246,12 @@ class RadialHead(nn.Module):
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the margin of shape ``(...)`` for latents of shape ``(..., L)``."""
         distances = ((latents - self.centre).square() * self.log_weights.exp()).sum(dim=-1)
-        return self.bias - self.log_gain.exp() * (distances - self.mean) / self.std
+        return self.bias - self.per_distance * (distances - self.mean)
+
+    @property
+    def per_distance(self) -> torch.Tensor:
+        """How much a margin falls when the squared distance grows by 1."""
+        return self.log_gain.exp() / self.std
 
     def penalty(self) -> torch.Tensor:
         """Return the mean square of what has been learned, which holds it near the Mahalanobis distance."""

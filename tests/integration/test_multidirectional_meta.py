@@ -1,0 +1,209 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""MultidirectionalMeta through anomalib's engine: training, leaks, resuming, exports."""
+
+from functools import partial
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from anomalib.data.utils import read_image
+from anomalib.deploy import CompressionType, ExportType
+from anomalib.models import Supersimplenet
+from anomalib.models.image.supersimplenet import torch_model
+from PIL import Image
+
+from anomalib_comet.data import FewShotDataModule, ProceduralSurfaces
+from anomalib_comet.models import MultidirectionalMeta
+from anomalib_comet.post_processing import LabelFreePostProcessor
+from helpers.tiny import engine, identical, train, trained
+
+TINY = {
+    "backbone": "gabor",
+    "layers": ["scale2", "scale3"],
+    "image_size": (64, 64),
+    "inner_epochs": 2,
+    "outer_epochs": 3,
+    "lr": 1e-2,
+    "visualizer": False,
+}
+LEVELS = {
+    "image": {},
+    "patch": {"level": "patch", "train_patches": 16},
+    "published": {"pooling": "mean", "encoder": "mlp", "head": "linear", "hidden": (16, 8)},
+}
+HELD_OUT = "scratch"
+
+
+def tiny(**kwargs):
+    return MultidirectionalMeta(**{**TINY, **kwargs})
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    return tmp_path_factory.mktemp("surfaces")
+
+
+def few(root, **kwargs):
+    counts = {"n_train": 24, "n_test_normal": 6, "n_test_anomalous": 24, "n_val_normal": 2, "n_val_anomalous": 8}
+    surfaces = ProceduralSurfaces(root, image_size=72, num_workers=0, severity=1.0, train_batch_size=8, **counts)
+    return FewShotDataModule(surfaces, **{"shots": 2, "held_out": [HELD_OUT], **kwargs})
+
+
+@pytest.fixture(scope="module", params=list(LEVELS))
+def run(request, data_root, tmp_path_factory):
+    """A trained model of each level, its data module, engine and settings."""
+    settings = LEVELS[request.param]
+    model, data = tiny(**settings), few(data_root)
+    return model, data, train(model, data, tmp_path_factory.mktemp("run")), settings
+
+
+def test_an_epoch_is_an_episode_of_known_numbers(run):
+    model, data, trained_by, settings = run
+    assert len(model.records) == 3
+    assert trained_by.trainer.global_step == 3 * (2 + 3) * (2 if settings.get("level") == "patch" else 1)
+    logged = trained_by.trainer.callback_metrics
+    names = {"inner_loss", "outer_loss", "temperature", "latent_spread"}
+    assert names | {f"labelled_auroc_{name}" for name in ("model", "inner", "mahalanobis")} <= set(logged)
+    assert 0 < float(logged["latent_spread"]) <= 1
+    assert HELD_OUT not in {name for record in model.records for name in record.classes}
+    assert model._samples is None
+    result = trained_by.test(model, datamodule=data, verbose=False)[0]
+    assert 0 <= result["image_AUROC"] <= 1
+    assert ("pixel_AUROC" in result) == (settings.get("level") == "patch")
+
+
+def test_poisoned_images_of_a_held_out_type_change_nothing(data_root, tmp_path):
+    """Training, scaling and thresholds are the same whatever the held-out images show."""
+
+    def learned(name, poison):
+        data = few(tmp_path / name, ratio=0.1)
+        data.prepare_data()
+        data.setup()
+        if poison:
+            rng = np.random.default_rng(0)
+            test = data.test_data.samples
+            paths = [
+                p for p in (tmp_path / name).rglob("*.png") if HELD_OUT in p.parts and "ground_truth" not in p.parts
+            ]
+            assert len(paths) > 4
+            assert {str(p) for p in paths} >= set(test.loc[test["label"] == HELD_OUT, "image_path"])
+            for path in paths:
+                Image.fromarray(rng.integers(0, 256, (72, 72, 3), dtype=np.uint8)).save(path)
+        model = tiny()
+        train(model, few(tmp_path / name, ratio=0.1), tmp_path / f"{name}_run")
+        return model
+
+    clean, poisoned = learned("clean", poison=False), learned("poisoned", poison=True)
+    states = [{k: v.nan_to_num() for k, v in model.state_dict().items()} for model in (clean, poisoned)]
+    assert identical(*states)  # thresholds and the range of scores are among them
+    assert "post_processor._image_threshold" in states[0]
+    seen = tiny()
+    train(seen, few(data_root, held_out=None, ratio=0.1), tmp_path / "seen")
+    assert not identical(trained(clean), trained(seen))  # the test can fail
+
+
+@pytest.mark.parametrize("settings", LEVELS.values(), ids=list(LEVELS))
+def test_resumed_training_equals_uninterrupted(settings, data_root, tmp_path):
+    whole = tiny(**settings)
+    train(whole, few(data_root), tmp_path / "whole", max_epochs=4)
+    half = tiny(**settings)
+    train(half, few(data_root), tmp_path / "half", max_epochs=2)
+    (checkpoint,) = (tmp_path / "half").rglob("*.ckpt")
+    resumed = tiny(**settings)
+    engine(tmp_path / "resumed", max_epochs=4).fit(resumed, datamodule=few(data_root), ckpt_path=checkpoint)
+    assert identical(trained(whole), trained(resumed))
+    assert not identical(trained(half), trained(resumed))
+    assert identical(dict(whole.model.state_dict()), dict(resumed.model.state_dict()))
+
+
+def test_exports_and_checkpoint_agree(run, tmp_path):
+    model, data, trained_by, settings = run
+    images = torch.stack([read_image(p, as_tensor=True) for p in data.test_data.samples.image_path.iloc[:3]])
+    model.eval()
+    with torch.no_grad():
+        expected = model(images)
+        loaded = MultidirectionalMeta.load_from_checkpoint(trained_by.trainer.checkpoint_callback.best_model_path)
+        assert torch.equal(loaded.eval()(images).pred_score, expected.pred_score)
+    with_map = settings.get("level") == "patch"
+    for kind, tolerance in ((ExportType.ONNX, 1e-4), (ExportType.OPENVINO, 1e-4), ("int8", 5e-2)):
+        arguments = {"compression_type": CompressionType.INT8} if kind == "int8" else {}
+        path = trained_by.export(
+            model, ExportType.OPENVINO if kind == "int8" else kind, export_root=tmp_path / str(kind), **arguments
+        )
+        compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        found = {next(iter(port.get_names())): value for port, value in compiled([images.numpy()]).items()}
+        for name in ("pred_score", "anomaly_map") if with_map else ("pred_score",):
+            difference = np.abs(found[name].ravel() - getattr(expected, name).numpy().ravel()).max()
+            assert difference <= tolerance, (kind, name)
+    assert float(expected.pred_score.max()) > float(expected.pred_score.min())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "level", "sentence"),
+    [
+        ({"shots": 0}, "image", "There are no labelled anomalies in the training set"),
+        ({"shots": 1}, "image", "One labelled anomaly says little of its type"),
+        ({"held_out": ["scratch", "stain", "hole"]}, "image", "All labelled anomalies are of one type, 'fibre'"),
+        ({"masks": False}, "patch", "have no mask: their patches that lie farthest"),
+    ],
+)
+def test_little_is_enough_and_said(arguments, level, sentence, data_root, tmp_path, caplog):
+    arguments = dict(arguments)
+    masks = arguments.pop("masks", True)
+    data = few(data_root, **arguments)
+    data.prepare_data()
+    data.setup()
+    if not masks:
+        data.train_data.samples["mask_path"] = ""
+        data.train_data.samples.attrs["task"] = "classification"
+    model = tiny(level=level)
+    train(model, data, tmp_path, max_epochs=1)
+    assert sentence in caplog.text
+    assert (model.records[0].outer_loss is None) == (arguments.get("shots") == 0)
+
+
+def test_thresholds_need_no_label(data_root, tmp_path):
+    model = tiny(post_processor=LabelFreePostProcessor())
+    data = few(data_root, val_split_mode="from_train", val_split_ratio=0.25)
+    trained_by = train(model, data, tmp_path)
+    assert set(data.val_data.samples["label_index"]) == {0}
+    batches = trained_by.predict(model, datamodule=data)
+    scores = torch.cat([batch.pred_score for batch in batches])
+    assert bool(scores.isfinite().all())
+    assert len(scores.unique()) > 3
+
+
+def test_stock_model_that_reads_labels_trains_on_the_same_module(data_root, tmp_path, monkeypatch):
+    # No weights can be downloaded here, and none are needed to see what comes in.
+    extractor = partial(torch_model.TimmFeatureExtractor, pre_trained=False)
+    monkeypatch.setattr(torch_model, "TimmFeatureExtractor", extractor)
+    seen = []
+
+    class Watching(Supersimplenet):
+        def training_step(self, batch, *args, **kwargs):
+            seen.append((batch.gt_label.sum().item(), bool(batch.gt_mask.any())))
+            return super().training_step(batch, *args, **kwargs)
+
+    resize = Supersimplenet.configure_pre_processor((128, 128))
+    model = Watching(backbone="resnet18", layers=["layer2"], supervised=True, pre_processor=resize, visualizer=False)
+    train(model, few(data_root), tmp_path, max_epochs=1)
+    assert sum(count for count, _ in seen) == 2 * 3  # two shots of three types
+    assert any(mask for _, mask in seen)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"level": "pixel"}, "level must be one of"),
+        ({"pooling": "max"}, "pooling one of"),
+        ({"patch_pool": 2}, "patch_pool must be odd"),
+        ({"lr": 0.0}, "lr must be above zero"),
+        ({"outer_epochs": 0}, "outer_epochs must be at least 1"),
+    ],
+)
+def test_bad_settings_are_refused(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny(**change)

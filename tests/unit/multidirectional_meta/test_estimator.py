@@ -1,0 +1,92 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The scikit-learn side: its own estimator checks, labels of any kind, unseen classes."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from anomalib_comet.multidirectional_meta import MultidirectionalDetector
+
+FAST = {"episodes": 1, "inner_epochs": 1, "outer_epochs": 1}
+
+
+NO_NORMAL = "it labels samples at random and none of them, or one, as normal: there is nothing to learn then"
+
+
+def expected_failures(estimator):
+    """Checks that cannot pass, with the reason."""
+    del estimator
+    names = ("check_estimators_dtypes", "check_classifier_data_not_an_array", "check_fit2d_1feature")
+    return dict.fromkeys(names, NO_NORMAL)
+
+
+@parametrize_with_checks(
+    [MultidirectionalDetector(**FAST), MultidirectionalDetector(encoder="mlp", head="linear", **FAST)],
+    expected_failed_checks=expected_failures,
+)
+def test_checks_of_scikit_learn(estimator, check):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check(estimator)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """Four pairs of features are nearly the same in normal samples, and differ in defects; 32 others only blur."""
+    rng = np.random.default_rng(0)
+
+    def draw(count, difference):
+        pairs = rng.normal(size=(count, 4))
+        moved = difference * rng.normal(size=(count, 4)) * rng.uniform(0.5, 1.0, size=4)
+        return np.concatenate([pairs + moved, pairs - moved, rng.normal(size=(count, 32))], axis=1)
+
+    normal = draw(500, 0.1)
+    return normal[:300], normal[300:], {name: draw(60, 0.25) for name in ("scratch", "dent", "unseen")}
+
+
+def test_labelled_anomalies_help_on_a_class_that_nobody_labelled(samples):
+    train, test, kinds = samples
+    features = np.concatenate([train, kinds["scratch"][:20], kinds["dent"][:20]])
+    labels = np.array(["good"] * 300 + ["scratch"] * 20 + ["dent"] * 20)
+    detector = MultidirectionalDetector(normal_label="good").fit(features, labels)
+    assert detector.anomaly_classes_ == ["scratch", "dent"]
+    with pytest.warns(UserWarning, match="no labelled anomalies"):
+        alone = MultidirectionalDetector(normal_label="good").fit(train)
+    tested = np.concatenate([test, kinds["unseen"]])
+    truth = np.r_[np.zeros(len(test)), np.ones(60)]
+    gain = roc_auc_score(truth, -detector.score_samples(tested)) - roc_auc_score(truth, -alone.score_samples(tested))
+    assert gain > 0.01
+    assert (detector.predict(train) == 1).mean() == pytest.approx(0.99, abs=0.01)
+
+
+def test_same_seed_same_scores_and_other_seed_other_scores(samples):
+    train, _, kinds = samples
+    features, labels = np.concatenate([train, kinds["dent"]]), [0] * 300 + [1] * 60
+    first = MultidirectionalDetector(encoder="mlp", head="linear", **FAST).fit(features, labels)
+    assert np.array_equal(first.score_samples(features), clone(first).fit(features, labels).score_samples(features))
+    other = clone(first).set_params(random_state=1).fit(features, labels)
+    assert not np.allclose(first.score_samples(features), other.score_samples(features))
+
+
+@pytest.mark.parametrize(
+    ("change", "labels", "sentence"),
+    [
+        ({}, [1] * 300, "At least 2 samples with the label 0"),
+        ({}, [0] * 299, "300 samples and 299 labels"),
+        ({"contamination": 0.6}, None, "contamination must lie in"),
+        ({"episodes": 0}, None, "episodes must be at least 1"),
+        ({"margin": -1.0}, None, "margin must not be negative"),
+    ],
+)
+def test_bad_input_is_one_sentence(samples, change, labels, sentence):
+    detector = MultidirectionalDetector(**change)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=sentence):
+            detector.fit(samples[0], labels)
