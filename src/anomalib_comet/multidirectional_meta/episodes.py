@@ -32,7 +32,7 @@ class EpisodeSettings:
         margin: Gap beyond which the hinge is 0. Defaults to ``0.5``.
         reconstruction: Weight of the decoder's mean squared error in the inner phase. Defaults to ``0.1``.
         temperature_penalty: Weight of ``(log T)^2`` in the outer phase. Defaults to ``0.01``.
-        head_penalty: Weight of the radial head's penalty in both phases. Defaults to ``0.1``.
+        head_penalty: Weight of the radial head's penalty in both phases. Defaults to ``0.01``.
         hardest: Classes of an episode that look most normal after the inner phase. Defaults to ``2``.
         random: Other classes of an episode, drawn at random. Defaults to ``1``.
         pcgrad: Whether terms of the outer loss are kept from working against each other. Defaults to ``False``.
@@ -48,7 +48,7 @@ class EpisodeSettings:
     margin: float = 0.5
     reconstruction: float = 0.1
     temperature_penalty: float = 0.01
-    head_penalty: float = 0.1
+    head_penalty: float = 0.01
     hardest: int = 2
     random: int = 1
     pcgrad: bool = False

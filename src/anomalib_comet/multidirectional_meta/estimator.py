@@ -36,12 +36,12 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         inner_epochs: Passes over the normal samples in the inner phase of an episode. Defaults to ``10``.
         outer_epochs: Passes over them in its outer phase. Defaults to ``15``.
         batch_size: Normal samples in a step. Defaults to ``256``.
-        lr: Learning rate. Defaults to ``1e-3``.
+        lr: Learning rate; the perceptron wants ``1e-3``. Defaults to ``1e-2``.
         alpha: Weight of the hinge on the gap. Defaults to ``0.1``.
         margin: Gap beyond which the hinge is 0. Defaults to ``0.5``.
         reconstruction: Weight of the decoder's error. Defaults to ``0.1``.
         temperature_penalty: Weight of ``(log T)^2``. Defaults to ``0.01``.
-        head_penalty: Weight of the radial head's penalty. Defaults to ``0.1``.
+        head_penalty: Weight of the radial head's penalty. Defaults to ``0.01``.
         pcgrad: Whether terms of the outer loss are kept from working against each other. Defaults to ``False``.
         normal_label: Label of normal samples; every other label is a class of anomalies. Defaults to ``0``.
         contamination: Share of the normal training samples that ``predict`` calls anomalous, in (0, 0.5]. Defaults to
@@ -72,12 +72,12 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         inner_epochs: int = 10,
         outer_epochs: int = 15,
         batch_size: int = 256,
-        lr: float = 1e-3,
+        lr: float = 1e-2,
         alpha: float = 0.1,
         margin: float = 0.5,
         reconstruction: float = 0.1,
         temperature_penalty: float = 0.01,
-        head_penalty: float = 0.1,
+        head_penalty: float = 0.01,
         pcgrad: bool = False,
         normal_label: Any = 0,
         contamination: float = 0.01,

@@ -98,7 +98,8 @@ def test_outer_phase_learns_which_directions_matter(normals):
             made, normals, {"a": anomalies}, EpisodeSettings(), stepper, torch.Generator().manual_seed(seed)
         )
     weights = made.head.log_weights.detach()
-    assert int(weights.argmax()) == 2
+    # The last axis hardly varies, and less than the shrunken covariance says: it costs nothing to listen to it.
+    assert weights[2] > weights[[0, 1, 3, 4]].max() + 0.5
     assert set(record.auroc) == {"model", "inner", "mahalanobis"}
     assert record.classes == ["a"]
 

@@ -93,13 +93,13 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         inner_epochs (int): Passes over the normal samples in the inner phase of an episode. Defaults to ``10``.
         outer_epochs (int): Passes over them in its outer phase. Defaults to ``15``.
         batch_size (int): Normal samples in a step. Defaults to ``256``.
-        lr (float): Learning rate of both phases. Defaults to ``1e-3``.
+        lr (float): Learning rate of both phases; the perceptron wants ``1e-3``. Defaults to ``1e-2``.
         alpha (float): Weight of the hinge on the gap of confidences. Defaults to ``0.1``.
         margin (float): Gap beyond which the hinge is 0. Defaults to ``0.5``.
         reconstruction (float): Weight of the decoder's error in the inner phase. Defaults to ``0.1``.
         temperature_penalty (float): Weight of ``(log T)^2`` in the outer phase. Defaults to ``0.01``.
         head_penalty (float): Weight of the penalty that holds a radial head near the Mahalanobis distance. Defaults to
-            ``0.1``.
+            ``0.01``.
         pcgrad (bool): Whether the terms of the outer loss are kept from working against each other. Defaults to
             ``False``.
         sigma (float): Standard deviation of the anomaly map's Gaussian blur in pixels. Defaults to ``4.0``.
@@ -139,12 +139,12 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         inner_epochs: int = 10,
         outer_epochs: int = 15,
         batch_size: int = 256,
-        lr: float = 1e-3,
+        lr: float = 1e-2,
         alpha: float = 0.1,
         margin: float = 0.5,
         reconstruction: float = 0.1,
         temperature_penalty: float = 0.01,
-        head_penalty: float = 0.1,
+        head_penalty: float = 0.01,
         pcgrad: bool = False,
         sigma: float = 4.0,
         seed: int = 0,
