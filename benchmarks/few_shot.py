@@ -47,8 +47,8 @@ STEPS, BATCH, LR = 600, 24, 1e-3
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, no supervised part": {"supervised": False},
-    "published parts": {"encoder": "mlp", "head": "linear", "lr": 1e-3},
-    "perceptron, radial head": {"encoder": "mlp", "lr": 1e-3},
+    "published parts": {"encoder": "mlp", "head": "linear", "lr": 1e-3, "inner_epochs": 10},
+    "perceptron, radial head": {"encoder": "mlp", "lr": 1e-3, "inner_epochs": 10},
     "linear head": {"head": "linear"},
     "ours, PCGrad": {"pcgrad": True},
     "ours, ODIN 0.01": {"odin": 0.01},

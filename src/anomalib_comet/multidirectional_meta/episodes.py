@@ -25,7 +25,7 @@ class EpisodeSettings:
     """Numbers of an episode; see docs/multidirectional_meta.md for which are the paper's.
 
     Args:
-        inner_epochs: Passes over the normal samples in the inner phase. Defaults to ``10``.
+        inner_epochs: Passes over the normal samples in the inner phase. Defaults to ``1``.
         outer_epochs: Passes over them in the outer phase. Defaults to ``15``.
         batch_size: Normal samples in a step. Defaults to ``256``.
         alpha: Weight of the hinge on the gap. Defaults to ``0.1``.
@@ -41,7 +41,7 @@ class EpisodeSettings:
         ValueError: If an argument is out of range.
     """
 
-    inner_epochs: int = 10
+    inner_epochs: int = 1
     outer_epochs: int = 15
     batch_size: int = 256
     alpha: float = 0.1

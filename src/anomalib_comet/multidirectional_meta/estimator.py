@@ -33,7 +33,7 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
             held-out classes (ours), see :mod:`.direction`. Defaults to ``True``.
         odin: Step of the input perturbation in units of scaled features, 0 for none. Defaults to ``0.0``.
         episodes: Number of episodes. Defaults to ``20``.
-        inner_epochs: Passes over the normal samples in the inner phase of an episode. Defaults to ``10``.
+        inner_epochs: Passes over the normal samples in the inner phase of an episode. Defaults to ``1``.
         outer_epochs: Passes over them in its outer phase. Defaults to ``15``.
         batch_size: Normal samples in a step. Defaults to ``256``.
         lr: Learning rate; the perceptron wants ``1e-3``. Defaults to ``1e-2``.
@@ -69,7 +69,7 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         supervised: bool = True,
         odin: float = 0.0,
         episodes: int = 20,
-        inner_epochs: int = 10,
+        inner_epochs: int = 1,
         outer_epochs: int = 15,
         batch_size: int = 256,
         lr: float = 1e-2,

@@ -90,7 +90,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
             finds classes of labelled anomalies that are held out in turn (ours). Defaults to ``True``.
         odin (float): Step of the input perturbation in units of scaled features, 0 for none; a model with it cannot be
             exported. Defaults to ``0.0``.
-        inner_epochs (int): Passes over the normal samples in the inner phase of an episode. Defaults to ``10``.
+        inner_epochs (int): Passes over the normal samples in the inner phase of an episode. Defaults to ``1``.
         outer_epochs (int): Passes over them in its outer phase. Defaults to ``15``.
         batch_size (int): Normal samples in a step. Defaults to ``256``.
         lr (float): Learning rate of both phases; the perceptron wants ``1e-3``. Defaults to ``1e-2``.
@@ -136,7 +136,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         dropout: float = 0.1,
         supervised: bool = True,
         odin: float = 0.0,
-        inner_epochs: int = 10,
+        inner_epochs: int = 1,
         outer_epochs: int = 15,
         batch_size: int = 256,
         lr: float = 1e-2,
