@@ -258,7 +258,9 @@ def table(cells: pd.DataFrame) -> str:
     lines = ["| data | features | shots | method | seeds | AUROC unseen | AP unseen | AUROC seen | AP seen |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for index in sorted(mean.index, key=lambda i: (i[0], i[1], i[2], -mean.loc[i, "unseen_auroc"])):
-        values = [f"{mean.loc[index, c]:.3f} ± {std.loc[index, c]:.3f}" for c in columns]
+        values = [f"{mean.loc[index, c]:.3f}" for c in columns]
+        if count[index] > 1:
+            values = [f"{value} ± {std.loc[index, c]:.3f}" for value, c in zip(values, columns, strict=True)]
         lines.append("| " + " | ".join([*map(str, index), str(count[index]), *values]) + " |")
     return "\n".join(lines)
 

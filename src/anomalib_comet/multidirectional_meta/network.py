@@ -169,6 +169,21 @@ class MultidirectionalNetwork(nn.Module):
             margins = margins - self.head.per_distance * self.direction_std * along
         return -margins / self.temperature
 
+    def logarithmic(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores in the same order and on a scale on which normal samples spread evenly.
+
+        Squared distances have a long tail, which anomalib's normalisation by the range of validation scores would clip.
+        With a radial head this is the logarithm of the distance, the supervised part included; the scores of two
+        logits stay as they are.
+
+        Args:
+            scores: What :meth:`forward` returned.
+        """
+        if not isinstance(self.head, RadialHead):
+            return scores
+        distances = self.head.mean + (self.head.bias + scores * self.temperature) / self.head.per_distance
+        return torch.maximum(distances, 1e-3 * self.head.mean).log()
+
     def _perturbed(self, scaled: torch.Tensor) -> torch.Tensor:
         """Return scaled features after one step that raises the confidence of "normal" (ODIN's correct sign)."""
         with torch.enable_grad():

@@ -135,6 +135,14 @@ def test_share_of_the_supervised_part_follows_held_out_classes():
     assert fit_direction(normals, {"a": shared[0]}, scaling, torch.Generator()) is None
 
 
+def test_logarithm_of_a_score_is_that_of_the_distance(normals):
+    made = network(normals).eval()
+    scores = made(normals)
+    assert torch.allclose(made.logarithmic(scores), (D * made.mahalanobis_scores(normals)).log(), atol=1e-3)
+    logits = network(normals, head="linear").eval()
+    assert torch.equal(logits.logarithmic(scores), scores)
+
+
 def test_perturbation_raises_the_confidence_of_normal(normals):
     plain, perturbed = network(normals), network(normals, odin=0.05)
     assert (perturbed(normals) < plain(normals)).all()

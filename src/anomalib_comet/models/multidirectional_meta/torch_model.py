@@ -119,25 +119,16 @@ class MultidirectionalMetaModel(nn.Module):
             images: Normalised images of shape ``(B, 3, H, W)``.
 
         Returns:
-            ``pred_score`` of shape ``(B,)``, unbounded, larger for more anomalous (see :func:`spread_out`), and at
-            patch level ``anomaly_map`` of shape ``(B, 1, H, W)``.
+            ``pred_score`` of shape ``(B,)``, unbounded, larger for more anomalous, on the scale of
+            :meth:`.MultidirectionalNetwork.logarithmic`, and at patch level ``anomaly_map`` of shape ``(B, 1, H, W)``.
         """
-        scores = spread_out(self.network(self.features(images)))
+        scores = self.network.logarithmic(self.network(self.features(images)))
         if self.anomaly_map is None:
             return InferenceBatch(pred_score=scores)
         height, width = images.shape[-2:]
         return InferenceBatch(
             pred_score=self.image_scores(scores), anomaly_map=self.anomaly_map(scores, (height, width))
         )
-
-
-def spread_out(scores: torch.Tensor) -> torch.Tensor:
-    """Return ``asinh`` of scores: the same order, with a long tail drawn in.
-
-    anomalib normalises by the range of validation scores and clips: where validation holds normal images alone, a tail
-    of some hundred times that range would be lost.
-    """
-    return torch.asinh(scores)
 
 
 def pooled(patches: torch.Tensor, pooling: str) -> torch.Tensor:
