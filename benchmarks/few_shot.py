@@ -16,6 +16,7 @@ Cells that are in the CSV already are not repeated.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import time
 import warnings
 from pathlib import Path
@@ -71,7 +72,8 @@ class Data:
 
 def load(arguments: argparse.Namespace) -> Data:
     """Return the features of a data set, computed once and kept in ``--work``."""
-    file = arguments.work / f"{arguments.data}_{arguments.pooling}.npz"
+    source = hashlib.sha256(f"{arguments.root}{arguments.backbone_weights}".encode()).hexdigest()[:8]
+    file = arguments.work / f"{arguments.data}_{arguments.pooling}_{source}.npz"
     if not file.exists():
         warnings.simplefilter("ignore")
         backbone: dict[str, Any] = {"backbone": "gabor", "layers": ["scale3", "scale2", "scale1", "scale4"]}
@@ -115,7 +117,7 @@ def load(arguments: argparse.Namespace) -> Data:
 
 
 def measure(data: Data, held_out: str, shots: int, seed: int, method: str) -> list[dict[str, Any]]:
-    """Train one method in one setting; ours gives two rows, after the inner and after the outer phase."""
+    """Train one method in one setting; ours gives two rows, before and after the last outer phase."""
     pool = {k: t for k, t in zip(data.keys, data.types, strict=True) if t and t != held_out}
     position = {key: k for k, key in enumerate(data.keys)}
     few = np.array([position[key] for key in protocol.few_of_each(pool, shots, seed)])
@@ -128,7 +130,7 @@ def measure(data: Data, held_out: str, shots: int, seed: int, method: str) -> li
         everything = torch.from_numpy(data.features).double()
         found = {
             "": detector.network_(everything).detach().numpy(),
-            " (inner phase only)": detector.network_.inner_scores(everything).numpy(),
+            " (before the last outer phase)": detector.network_.inner_scores(everything).numpy(),
         }
     else:
         scaled = whitened(data.features, normal)

@@ -119,6 +119,16 @@ def test_resumed_training_equals_uninterrupted(settings, data_root, tmp_path):
     assert identical(dict(whole.model.state_dict()), dict(resumed.model.state_dict()))
 
 
+def test_a_second_fit_keeps_nothing_of_the_first_ones_images(data_root, tmp_path):
+    twice, once = tiny(), tiny()
+    train(twice, few(data_root, held_out=None), tmp_path / "first", max_epochs=1)
+    for name, model in (("second", twice), ("only", once)):
+        train(model, few(data_root), tmp_path / name, max_epochs=1)
+    for part in ("scaling.matrix", "direction", "head.mean"):
+        found = [model.model.network.state_dict()[part] for model in (twice, once)]
+        assert torch.equal(*found), part
+
+
 def test_exports_and_checkpoint_agree(run, tmp_path):
     model, data, trained_by, settings = run
     images = torch.stack([read_image(p, as_tensor=True) for p in data.test_data.samples.image_path.iloc[:3]])

@@ -19,7 +19,7 @@ class FewShotDataModule(ContaminatedDataModule):
     ``held_out`` type enters training or validation. With a ``ratio`` above zero, hidden anomalies, labelled normal,
     come on top of the labelled ones. Each ``fit`` writes the draw to ``contamination.json`` in the run's folder.
 
-    Models that read labels use them (``MultidirectionalMeta``, anomalib's SuperSimpleNet and UniNet); others would
+    Models that read labels use them (``MultidirectionalMeta``, anomalib's SuperSimpleNet); others would
     take labelled anomalies for normal images.
 
     Args:
@@ -37,7 +37,8 @@ class FewShotDataModule(ContaminatedDataModule):
             Defaults to ``0.1``.
         test_split_mode (str): ``inner`` for the wrapped data module's own mode, or one of anomalib's modes.
             Defaults to ``inner``.
-        manifest (str | Path | None): A ``contamination.json`` whose draw is repeated exactly. Defaults to ``None``.
+        manifest (str | Path | None): A ``contamination.json`` whose draw is repeated exactly, in place of the
+            arguments above it except the splits. Defaults to ``None``.
 
     Raises:
         TypeError: If an argument has a wrong type.

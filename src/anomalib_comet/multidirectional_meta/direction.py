@@ -73,7 +73,7 @@ def fit_direction(
     order = torch.randperm(len(normals), generator=generator)[:MAX_SAMPLES]
     aurocs: list[list[float]] = []
     spreads: list[tuple[float, float]] = []
-    for rows in order.chunk(FOLDS):
+    for rows in order.tensor_split(FOLDS):
         known, other = normals[order[~torch.isin(order, rows)]], normals[rows]
         fold = FeatureScaling(normals.shape[1], "pca")
         fold.fit(known, torch.ones(len(known)))

@@ -76,7 +76,7 @@ class Record:
         temperature: T afterwards.
         spread: Share of latent dimensions that normal samples use.
         auroc: Training AUROC of labelled anomalies against normal samples by score: ``model``, ``inner`` (before the
-            outer phase) and ``mahalanobis``; empty without labelled anomalies.
+            episode's outer phase, without the supervised part) and ``mahalanobis``; empty without labelled anomalies.
     """
 
     inner_loss: float

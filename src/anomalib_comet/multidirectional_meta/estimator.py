@@ -29,8 +29,8 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         head: ``"radial"`` (ours) or ``"linear"``. Defaults to ``"radial"``.
         hidden: Widths of the perceptron's hidden layer and of its output. Defaults to ``(256, 128)``.
         dropout: Dropout of the perceptron, in [0, 1). Defaults to ``0.1``.
-        supervised: Whether a supervised direction is added to a radial head's score, weighted by how well it finds
-            held-out classes (ours), see :mod:`.direction`. Defaults to ``True``.
+        supervised: Whether a supervised direction is added to a radial head's score without encoder, weighted by
+            how well it finds held-out classes (ours), see :mod:`.direction`. Defaults to ``True``.
         odin: Step of the input perturbation in units of scaled features, 0 for none. Defaults to ``0.0``.
         episodes: Number of episodes. Defaults to ``20``.
         inner_epochs: Passes over the normal samples in the inner phase of an episode. Defaults to ``1``.
@@ -129,6 +129,9 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         if len(labels) != len(X):
             msg = f"There are {len(X)} samples and {len(labels)} labels; each sample needs one."
             raise ValueError(msg)
+        if labels.dtype.kind == "f" and np.isnan(labels).any():
+            msg = f"A label is NaN; give samples that nobody labelled the label {self.normal_label!r} (normal_label)."
+            raise ValueError(msg)
         normal = labels == self.normal_label
         if normal.sum() < 2:  # noqa: PLR2004
             msg = (
@@ -171,7 +174,7 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         stepper = Stepper(*make_optimizers(self.network_, self.lr))
         generator = torch.Generator().manual_seed(self.random_state)
         self.direction_ = None
-        if self.supervised and self.head == "radial":
+        if self.supervised and self.head == "radial" and self.encoder == "none":
             self.direction_ = fit_direction(normals, anomalies, self.network_.scaling, generator)
         if self.direction_ is not None:
             self.network_.use_direction(self.direction_)

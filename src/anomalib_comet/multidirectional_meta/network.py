@@ -88,7 +88,7 @@ class MultidirectionalNetwork(nn.Module):
         self.register_buffer("direction", torch.zeros(n_features))
         self.direction_std: torch.Tensor
         self.register_buffer("direction_std", torch.ones(()))
-        # The decision surface as the last inner phase left it: what the outer phase brings can be seen at any time.
+        # The decision surface as the last inner phase left it, earlier outer phases included.
         self.inner_head = copy.deepcopy(self.head).requires_grad_(requires_grad=False)
 
     @property
@@ -182,7 +182,11 @@ class MultidirectionalNetwork(nn.Module):
         if not isinstance(self.head, RadialHead):
             return scores
         distances = self.head.mean + (self.head.bias + scores * self.temperature) / self.head.per_distance
-        return torch.maximum(distances, 1e-3 * self.head.mean).log()
+        # The supervised part may make a distance negative: below a tenth of the mean the logarithm goes on as a line.
+        floor = 0.1 * self.head.mean
+        return torch.where(
+            distances > floor, torch.maximum(distances, floor).log(), floor.log() + distances / floor - 1
+        )
 
     def _perturbed(self, scaled: torch.Tensor) -> torch.Tensor:
         """Return scaled features after one step that raises the confidence of "normal" (ODIN's correct sign)."""
@@ -193,7 +197,7 @@ class MultidirectionalNetwork(nn.Module):
 
     @torch.no_grad()
     def inner_scores(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the anomaly score ``-s`` by the head as the last inner phase left it, shape ``(...)``."""
+        """Return the anomaly score ``-s`` before the last outer phase, without the supervised part, shape ``(...)``."""
         return -self.inner_head(self.latents(features))
 
     @torch.no_grad()

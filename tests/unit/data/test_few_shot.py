@@ -7,12 +7,14 @@ import json
 from collections import Counter
 
 import pytest
+from anomalib.data import Folder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from anomalib_comet.data import ContaminatedDataModule, FewShotDataModule, ProceduralSurfaces
 from anomalib_comet.data.contamination import frames
 from anomalib_comet.data.contamination.protocol import few_of_each, plan_draw
+from helpers.miniatures import write_image, write_mask
 
 data_sets = st.lists(st.integers(3, 9), min_size=1, max_size=5).map(
     lambda sizes: {f"t{kind}/{number}.png": f"t{kind}" for kind, size in enumerate(sizes) for number in range(size)}
@@ -83,6 +85,8 @@ def test_manifest_repeats_the_draw(surfaces, tmp_path):
     again.setup()
     assert again.draw == first.draw
     assert again.settings == first.settings
+    with pytest.raises(ValueError, match=r"holds out \['scratch'\], not \['hole'\]"):
+        FewShotDataModule(surfaces(), held_out=["hole"], manifest=path)
     content = json.loads(path.read_text())
     assert (content["shots"], content["held_out"]) == (1, ["scratch"])
     del content["shots"], content["held_out"]  # as an earlier version wrote it
@@ -99,3 +103,36 @@ def test_mistakes_are_said_in_one_sentence(surfaces):
     data.prepare_data()
     with pytest.raises(ValueError, match=r"held_out names \['scrath'\], but .* has the defect types \[.*'scratch'"):
         data.setup()
+
+
+def test_types_with_and_without_masks_are_read_alike(tmp_path, caplog):
+    for k in range(4):
+        write_image(tmp_path / "train" / "good" / f"{k}.png")
+        write_image(tmp_path / "test" / "good" / f"{k}.png")
+        for kind in ("with", "without"):
+            write_image(tmp_path / "test" / kind / f"{k}.png", defect=True)
+        write_mask(tmp_path / "ground_truth" / "with" / f"{k}_mask.png")
+        write_mask(tmp_path / "ground_truth" / "without" / f"{k}_mask.png")
+
+    class PartlyMasked(Folder):
+        def _setup(self, stage=None):
+            super()._setup(stage)
+            samples = self.test_data.samples
+            samples.loc[samples["image_path"].str.contains("/without/"), "mask_path"] = ""
+
+    inner = PartlyMasked(
+        name="mixed",
+        root=tmp_path,
+        normal_dir="train/good",
+        normal_test_dir="test/good",
+        abnormal_dir=["test/with", "test/without"],
+        mask_dir=["ground_truth/with", "ground_truth/without"],
+        val_split_mode="none",
+        num_workers=0,
+    )
+    data = FewShotDataModule(inner, shots=2)
+    data.setup()
+    assert "2 of 4 labelled anomalies have no mask" in caplog.text
+    batch = next(iter(data.train_dataloader()))
+    assert int(batch.gt_label.sum()) == 4
+    assert batch.gt_mask is None

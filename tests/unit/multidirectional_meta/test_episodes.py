@@ -3,6 +3,7 @@
 
 """The network and its two phases: what each may change, and what a radial head starts as."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -133,12 +134,17 @@ def test_share_of_the_supervised_part_follows_held_out_classes():
     assert found[1].share == 0.0
     assert found[0].auroc[2.0] > found[0].auroc[0.0]
     assert fit_direction(normals, {"a": shared[0]}, scaling, torch.Generator()) is None
+    few = fit_direction(normals[:13], {"a": shared[0], "b": shared[1]}, scaling, torch.Generator())
+    assert few is not None  # 13 in four folds leave none with a single sample
+    assert np.isfinite(few.std)
 
 
 def test_logarithm_of_a_score_is_that_of_the_distance(normals):
     made = network(normals).eval()
     scores = made(normals)
     assert torch.allclose(made.logarithmic(scores), (D * made.mahalanobis_scores(normals)).log(), atol=1e-3)
+    wide = torch.linspace(-50.0, 50.0, 200)
+    assert bool((made.logarithmic(wide).diff() > 0).all())  # also where the supervised part outweighs the distance
     logits = network(normals, head="linear").eval()
     assert torch.equal(logits.logarithmic(scores), scores)
 

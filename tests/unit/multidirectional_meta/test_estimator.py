@@ -86,6 +86,7 @@ def test_same_seed_same_scores_and_other_seed_other_scores(samples):
     ("change", "labels", "sentence"),
     [
         ({}, [1] * 300, "At least 2 samples with the label 0"),
+        ({}, [0.0] * 299 + [float("nan")], "A label is NaN"),
         ({}, [0] * 299, "300 samples and 299 labels"),
         ({"contamination": 0.6}, None, "contamination must lie in"),
         ({"episodes": 0}, None, "episodes must be at least 1"),

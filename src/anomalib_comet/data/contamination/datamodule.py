@@ -64,8 +64,9 @@ class ContaminatedDataModule(AnomalibDataModule):
         labelled (int): Number of anomalies that enter the training set *with* label and mask, for few-shot methods.
             They are drawn besides the injected ones and leave the test set too. Defaults to ``0``.
         shots (int): The same for each defect type, instead of ``labelled``. Defaults to ``0``.
-        held_out (list[str] | None): Defect types of which nothing is drawn, labelled or not, and nothing enters the
-            validation set: they appear in the test set only. Defaults to ``None``.
+        held_out (list[str] | None): Defect types of which nothing is drawn, labelled or not: they appear in the test
+            set only. Where the wrapped data module has some of them in its validation set, these are left out.
+            Defaults to ``None``.
         max_draw (float): Largest share of the data set's anomalies that may be drawn, in (0, 1]. The rest is sure to
             stay in the test set. Defaults to ``1.0``.
         resample_dir (str | Path | None): If there are too few anomalies, make up for them with copies of the drawn
@@ -140,6 +141,12 @@ class ContaminatedDataModule(AnomalibDataModule):
                 max_draw=max_draw,
             )
         )
+        if self._recorded and held_out is not None and tuple(sorted(set(held_out))) != self.settings.held_out:
+            msg = (
+                f"{self.manifest_path} holds out {list(self.settings.held_out)}, not {sorted(set(held_out))}: leave "
+                "held_out or manifest away."
+            )
+            raise ValueError(msg)
         self.resample_dir = None if resample_dir is None else Path(resample_dir)
         self.datamodule = inner
 
@@ -307,8 +314,18 @@ class ContaminatedDataModule(AnomalibDataModule):
         draw = self._drawn(defect_types, len(normals), folder)
 
         attrs = {**splits.train.samples.attrs}
+        keys_with_labels = [anomaly.key for anomaly in draw.labelled]
+        masked = (
+            [frames.has_mask(mask) for mask in candidates.loc[keys_with_labels, "mask_path"]] if draw.labelled else []
+        )
+        if any(masked) and not all(masked):
+            logger.warning(
+                "%d of %d labelled anomalies have no mask: the masks of the others are left out of training too.",
+                masked.count(False),
+                len(masked),
+            )
         if task == TaskType.CLASSIFICATION or (draw.labelled and task is not None):
-            attrs["task"] = task.value
+            attrs["task"] = (task if all(masked) else TaskType.CLASSIFICATION).value
         rows = frames.normal_training_rows(normals)
         injected = self._rows_of(draw.injected, candidates, splits.train)
         hidden = frames.training_rows(rows, injected, hide=True) if len(injected) else rows.iloc[:0]
@@ -316,7 +333,8 @@ class ContaminatedDataModule(AnomalibDataModule):
         labelled = frames.training_rows(rows, with_labels, hide=False) if len(with_labels) else rows.iloc[:0]
 
         unseen = set(candidates.loc[candidates[frames.TRUE_DEFECT_TYPE].isin(self.settings.held_out), "image_path"])
-        withdrawn = set() if self.settings.overlap else set(candidates.loc[sorted(draw.withdrawn_keys), "image_path"])
+        keys = {anomaly.key for anomaly in draw.labelled} if self.settings.overlap else draw.withdrawn_keys
+        withdrawn = set(candidates.loc[sorted(keys), "image_path"])
         if self.hold_out:
             rows, hidden, held_out = self._held_out(rows, hidden, folder)
             self.val_data = _with_samples(splits.train, frames.joined(held_out, attrs))
@@ -369,8 +387,6 @@ class ContaminatedDataModule(AnomalibDataModule):
 
     def _drawn(self, defect_types: Mapping[str, str], normal_count: int, folder: Path) -> protocol.Draw:
         """Draw anew, or take the manifest's draw."""
-        if self._recorded is not None and self.manifest_path is not None:
-            return check_against(self._recorded, defect_types, normal_count, folder, self.manifest_path)
         settings = self.settings
         unknown = sorted(set(settings.held_out) - set(defect_types.values()))
         if unknown:
@@ -379,6 +395,8 @@ class ContaminatedDataModule(AnomalibDataModule):
                 f"{sorted(set(defect_types.values()))}."
             )
             raise ValueError(msg)
+        if self._recorded is not None and self.manifest_path is not None:
+            return check_against(self._recorded, defect_types, normal_count, folder, self.manifest_path)
         return protocol.plan_draw(
             {key: name for key, name in defect_types.items() if name not in settings.held_out},
             normal_count,

@@ -86,7 +86,8 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         hidden (tuple[int, int]): Widths of the perceptron's hidden layer and of its output. Defaults to
             ``(256, 128)``.
         dropout (float): Dropout of the perceptron, in [0, 1). Defaults to ``0.1``.
-        supervised (bool): Whether a supervised direction is added to a radial head's score, weighted by how well it
+        supervised (bool): Whether a supervised direction is added to a radial head's score where there is no
+            encoder, weighted by how well it
             finds classes of labelled anomalies that are held out in turn (ours). Defaults to ``True``.
         odin (float): Step of the input perturbation in units of scaled features, 0 for none; a model with it cannot be
             exported. Defaults to ``0.0``.
@@ -195,7 +196,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
             seed=seed,
         )
         self.settings = settings
-        self.supervised = supervised and head == "radial"
+        self.supervised = supervised and head == "radial" and encoder == "none"
         self.train_patches = train_patches
         self.lr = lr
         self.automatic_optimization = False
@@ -240,6 +241,9 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         if stage != "fit":
             return
         refuse_half_precision(self.trainer, "MultidirectionalMeta's small steps need")
+        if self.settings.pcgrad and self.trainer.precision == "16-mixed":
+            msg = "pcgrad sets gradients itself, past the loss scaling of 16-mixed: use 32-true or bf16-mixed."
+            raise ValueError(msg)
         if self.trainer.world_size > 1:
             msg = "MultidirectionalMeta trains on one device; its episodes take seconds. Use devices=1."
             raise ValueError(msg)
@@ -258,7 +262,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
             )
         self._warn_about(self._samples)
         network = self.model.network
-        if not bool(network.scaling.is_fitted):  # a checkpoint has brought it
+        if self.current_epoch == 0 or not bool(network.scaling.is_fitted):  # else a checkpoint has brought it
             normals = self._samples.normals
             network.fit_scaling(normals)
             if self.supervised:
@@ -268,6 +272,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         """Fit the supervised part of the score, on the CPU: it takes seconds."""
         scaling = copy.deepcopy(self.model.network.scaling).cpu()
         direction = fit_direction(normals, anomalies, scaling, torch.Generator().manual_seed(self.seed))
+        self.model.network.direction.zero_()  # of an earlier fit
         if direction is not None:
             self.model.network.use_direction(direction)
             shown = ", ".join(f"{share:g}: {value:.3f}" for share, value in direction.auroc.items())
