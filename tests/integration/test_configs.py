@@ -60,7 +60,8 @@ def test_configuration_trains_and_tests(path, tmp_path):
     data, prefix = config["data"], "data.init_args"
     if data["class_path"].endswith(("ContaminatedDataModule", "FewShotDataModule")):
         data, prefix = data["init_args"]["datamodule"], f"{prefix}.datamodule.init_args"
-    overrides = {f"model.init_args.{name}": value for name, value in SMALLER[detector_of(config)].items()}
+    few = {"data.init_args.shots": "1"} if "shots" in config["data"]["init_args"] else {}
+    overrides = few | {f"model.init_args.{name}": value for name, value in SMALLER[detector_of(config)].items()}
     kind = data["class_path"].rpartition(".")[-1]
     if kind == "ProceduralSurfaces":
         overrides |= {f"{prefix}.{name}": str(value) for name, value in {**SURFACES, "image_size": 64}.items()}
