@@ -36,7 +36,7 @@ from anomalib_comet.data import ProceduralSurfaces
 from anomalib_comet.data.contamination import frames, protocol
 from anomalib_comet.models import MultidirectionalMeta
 from anomalib_comet.multidirectional_meta import MultidirectionalDetector
-from anomalib_comet.multidirectional_meta.network import _Perceptron
+from anomalib_comet.multidirectional_meta.network import Perceptron
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,7 +201,7 @@ def _scores(network: nn.Module, everything: torch.Tensor) -> np.ndarray:
 def bce(normals: torch.Tensor, types: list[torch.Tensor], everything: torch.Tensor, seed: int) -> np.ndarray:
     """Plain supervised binary cross-entropy."""
     torch.manual_seed(seed)
-    network = nn.Sequential(_Perceptron(normals.shape[1], 256, 128, 0.1), nn.Linear(128, 1))
+    network = nn.Sequential(Perceptron(normals.shape[1], 256, 128, 0.1), nn.Linear(128, 1))
 
     def loss(good: torch.Tensor, bad: torch.Tensor) -> torch.Tensor:
         return F.softplus(network(good)).mean() + F.softplus(-network(bad)).mean()
@@ -213,7 +213,7 @@ def bce(normals: torch.Tensor, types: list[torch.Tensor], everything: torch.Tens
 def devnet(normals: torch.Tensor, types: list[torch.Tensor], everything: torch.Tensor, seed: int) -> np.ndarray:
     """Deviation loss (Pang et al., KDD 2019): normal |z|, anomalies max(0, 5 - z), z by 5000 draws of N(0, 1)."""
     torch.manual_seed(seed)
-    network = nn.Sequential(_Perceptron(normals.shape[1], 256, 128, 0.1), nn.Linear(128, 1))
+    network = nn.Sequential(Perceptron(normals.shape[1], 256, 128, 0.1), nn.Linear(128, 1))
 
     def loss(good: torch.Tensor, bad: torch.Tensor) -> torch.Tensor:
         reference = torch.randn(5000)
@@ -227,7 +227,7 @@ def devnet(normals: torch.Tensor, types: list[torch.Tensor], everything: torch.T
 def prenet(normals: torch.Tensor, types: list[torch.Tensor], everything: torch.Tensor, seed: int) -> np.ndarray:
     """Ordinal regression of pairs (Pang et al., KDD 2023): two anomalies 8, one 4, none 0; 30 partners of each kind."""
     torch.manual_seed(seed)
-    encoder, head = _Perceptron(normals.shape[1], 256, 128, 0.1), nn.Linear(256, 1)
+    encoder, head = Perceptron(normals.shape[1], 256, 128, 0.1), nn.Linear(256, 1)
     anomalies = torch.cat(types)
 
     def pair(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

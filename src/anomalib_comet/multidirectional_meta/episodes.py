@@ -87,9 +87,6 @@ class Record:
     auroc: dict[str, float] = field(default_factory=dict)
 
 
-Step = "Callable[[torch.Tensor | None], None]"
-
-
 class Stepper:
     """Does optimiser steps; a loop that counts them (Lightning) hands over its own wrappers.
 

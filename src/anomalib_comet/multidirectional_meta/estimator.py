@@ -13,7 +13,6 @@ import torch
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .direction import fit_direction
 from .episodes import EpisodeSettings, Stepper, make_optimizers, run_episode
 from .network import MultidirectionalNetwork
 
@@ -170,14 +169,9 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
             self.odin,
             self.random_state,
         )
-        self.network_.fit_scaling(normals)
         stepper = Stepper(*make_optimizers(self.network_, self.lr))
         generator = torch.Generator().manual_seed(self.random_state)
-        self.direction_ = None
-        if self.supervised and self.head == "radial" and self.encoder == "none":
-            self.direction_ = fit_direction(normals, anomalies, self.network_.scaling, generator)
-        if self.direction_ is not None:
-            self.network_.use_direction(self.direction_)
+        self.direction_ = self.network_.fit(normals, anomalies, self.supervised, generator)
         self.records_ = [
             run_episode(self.network_, normals, anomalies, settings, stepper, generator) for _ in range(self.episodes)
         ]

@@ -14,9 +14,12 @@ from torch import nn
 
 from anomalib_comet.backbones import FeatureScaling
 
+from .direction import fit_direction
 from .losses import latent_spread, temperature
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .direction import Direction
 
 Encoder = Literal["none", "mlp"]
@@ -77,7 +80,7 @@ class MultidirectionalNetwork(nn.Module):
             n_latents = n_features
             if encoder == "mlp":
                 n_latents = hidden[1]
-                self.encoder = _Perceptron(n_features, hidden[0], n_latents, dropout)
+                self.encoder = Perceptron(n_features, hidden[0], n_latents, dropout)
                 self.decoder = nn.Sequential(
                     nn.Linear(n_latents, hidden[0]), nn.GELU(), nn.Linear(hidden[0], n_features)
                 )
@@ -123,6 +126,36 @@ class MultidirectionalNetwork(nn.Module):
             self.eval()
             self.head.fit_units(self.latents(normals.to(self.scaling.mean)))
             self.inner_head.load_state_dict(self.head.state_dict())
+
+    def fit(
+        self,
+        normals: torch.Tensor,
+        anomalies: Mapping[str, torch.Tensor],
+        supervised: bool,
+        generator: torch.Generator,
+    ) -> Direction | None:
+        """Fit what is fitted in closed form, before the first episode: the scaling, and the supervised part.
+
+        Args:
+            normals: Features of normal samples, shape ``(N, D)``, at least two.
+            anomalies: Features of labelled anomalies by class, shapes ``(A_c, D)``.
+            supervised: Whether a supervised part is wished. It belongs to a radial head without encoder.
+            generator: Draws folds.
+
+        Returns:
+            The supervised part, ``None`` without one.
+
+        Raises:
+            ValueError: See :meth:`fit_scaling`.
+        """
+        self.fit_scaling(normals)
+        self.direction.zero_()  # of an earlier fit
+        if not supervised or self.decoder is not None or not isinstance(self.head, RadialHead):
+            return None
+        direction = fit_direction(normals, anomalies, copy.deepcopy(self.scaling).cpu(), generator)
+        if direction is not None:
+            self.use_direction(direction)
+        return direction
 
     @torch.no_grad()
     def use_direction(self, direction: Direction) -> None:
@@ -277,8 +310,15 @@ class RadialHead(nn.Module):
         return self.log_weights.square().mean() + self.centre.square().mean()
 
 
-class _Perceptron(nn.Module):
-    """Residual perceptron D -> H -> L with layer norm, GELU and dropout."""
+class Perceptron(nn.Module):
+    """Residual perceptron D -> H -> L with layer norm, GELU and dropout.
+
+    Args:
+        n_in: Number of inputs D.
+        n_hidden: Width H of the hidden layer.
+        n_out: Number of outputs L.
+        dropout: In [0, 1).
+    """
 
     def __init__(self, n_in: int, n_hidden: int, n_out: int, dropout: float) -> None:
         super().__init__()
@@ -289,5 +329,6 @@ class _Perceptron(nn.Module):
         self.leave = nn.Linear(n_hidden, n_out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return latents of shape ``(..., L)`` for inputs of shape ``(..., D)``."""
         x = self.enter(x)
         return self.leave(x + self.block(x))

@@ -376,8 +376,8 @@ def plan_draw(
             ),
         )
 
-    order = stratified_order(defect_types, seed)
-    order = few + [key for key in order if key not in set(few)]
+    chosen = set(few)
+    order = few + [key for key in stratified_order(defect_types, seed) if key not in chosen]
     with_labels = [Anomaly(key, defect_types[key]) for key in order[:labelled]]
     # The rest is ordered anew, so that the injected anomalies are stratified on their own, not only together with
     # the labelled ones.

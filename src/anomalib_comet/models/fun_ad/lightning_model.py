@@ -38,6 +38,8 @@ from anomalib_comet.confident_meta_learning.confidence import anchored_scores, t
 from anomalib_comet.models.frozen_features import (
     FrozenFeatures,
     every_nth,
+    parts_of,
+    refuse_augmentations,
     refuse_half_precision,
     resizing_pre_processor,
     vectors_per_image,
@@ -335,9 +337,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         if stage != "fit":
             return
         refuse_half_precision(self.trainer, "FunAd's small steps need")
-        if getattr(getattr(self.trainer, "datamodule", None), "train_augmentations", None) is not None:
-            msg = "FunAd trains on features that are computed once an image: leave train_augmentations out."
-            raise ValueError(msg)
+        refuse_augmentations(self.trainer, "FunAd")
 
     def on_train_start(self) -> None:
         """Collect the features of all training images and fit what is fitted in closed form."""
@@ -391,10 +391,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
 
     @torch.no_grad()
     def _records(self, images: torch.Tensor) -> torch.Tensor:
-        # On a CPU one image at a time is faster (activations stay in the cache), and an image's features do not depend
-        # on its neighbours in a batch, so that a resumed run sees the same numbers.
         rows = []
-        for part in images.split(1 if images.device.type == "cpu" else len(images)):
+        for part in parts_of(images):
             token, patches = self.model.descriptors(part)
             rows.append(torch.cat([token.flatten(1), patches.flatten(1)], dim=1).float().cpu())
         return torch.cat(rows)

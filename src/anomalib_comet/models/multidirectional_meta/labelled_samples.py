@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_comet.backbones import FeatureScaling
 from anomalib_comet.data.contamination import frames
+from anomalib_comet.models.frozen_features import parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -80,10 +81,8 @@ def collect(
     marked: dict[str, list[torch.Tensor]] = {}
     unmarked: dict[str, list[torch.Tensor]] = {}
     for batch in batches:
-        # On a CPU one image at a time is faster, and features do not depend on what else is in a batch.
-        parts = batch.image.split(1 if batch.image.device.type == "cpu" else len(batch.image))
         with torch.autocast(batch.image.device.type, enabled=False):
-            features = torch.cat([model.features(part) for part in parts]).float().cpu()
+            features = torch.cat([model.features(part) for part in parts_of(batch.image)]).float().cpu()
         labels = batch.gt_label.bool().flatten().tolist()
         covered = _covered(batch.gt_mask, model) if model.level == "patch" else None
         for k, path in enumerate(map(str, batch.image_path)):

@@ -22,7 +22,6 @@ See Also:
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +32,16 @@ from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command
 from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
-from anomalib_comet.models.frozen_features import FrozenFeatures, refuse_half_precision, resizing_pre_processor
+from anomalib_comet.models.frozen_features import (
+    FrozenFeatures,
+    refuse_augmentations,
+    refuse_half_precision,
+    resizing_pre_processor,
+)
 from anomalib_comet.multidirectional_meta import (
     EpisodeSettings,
     Record,
     Stepper,
-    fit_direction,
     make_optimizers,
     run_episode,
 )
@@ -196,7 +199,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
             seed=seed,
         )
         self.settings = settings
-        self.supervised = supervised and head == "radial" and encoder == "none"
+        self.supervised = supervised
         self.train_patches = train_patches
         self.lr = lr
         self.automatic_optimization = False
@@ -247,9 +250,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         if self.trainer.world_size > 1:
             msg = "MultidirectionalMeta trains on one device; its episodes take seconds. Use devices=1."
             raise ValueError(msg)
-        if getattr(getattr(self.trainer, "datamodule", None), "train_augmentations", None) is not None:
-            msg = "MultidirectionalMeta trains on features that are computed once an image: leave augmentations out."
-            raise ValueError(msg)
+        refuse_augmentations(self.trainer, "MultidirectionalMeta")
 
     def on_train_start(self) -> None:
         """Compute the features of all training images, and fit the scaling to normal ones."""
@@ -263,20 +264,13 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         self._warn_about(self._samples)
         network = self.model.network
         if self.current_epoch == 0 or not bool(network.scaling.is_fitted):  # else a checkpoint has brought it
-            normals = self._samples.normals
-            network.fit_scaling(normals)
-            if self.supervised:
-                self._fit_direction(normals, self._samples.anomalies)
-
-    def _fit_direction(self, normals: torch.Tensor, anomalies: dict[str, torch.Tensor]) -> None:
-        """Fit the supervised part of the score, on the CPU: it takes seconds."""
-        scaling = copy.deepcopy(self.model.network.scaling).cpu()
-        direction = fit_direction(normals, anomalies, scaling, torch.Generator().manual_seed(self.seed))
-        self.model.network.direction.zero_()  # of an earlier fit
-        if direction is not None:
-            self.model.network.use_direction(direction)
-            shown = ", ".join(f"{share:g}: {value:.3f}" for share, value in direction.auroc.items())
-            logger.info("Supervised part: share %g; AUROC on held-out classes by share: %s.", direction.share, shown)
+            generator = torch.Generator().manual_seed(self.seed)
+            direction = network.fit(self._samples.normals, self._samples.anomalies, self.supervised, generator)
+            if direction is not None:
+                shown = ", ".join(f"{share:g}: {value:.3f}" for share, value in direction.auroc.items())
+                logger.info(
+                    "Supervised part: share %g; AUROC on held-out classes by share: %s.", direction.share, shown
+                )
 
     def training_step(self, batch: Any, batch_idx: int = 0, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         """Run an episode at the first batch of an epoch.

@@ -13,7 +13,7 @@ from anomalib.data import InferenceBatch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_comet.backbones import PatchDescriptors, average_neighbours
+from anomalib_comet.backbones import PatchDescriptors, average_neighbours, mean_and_deviation
 from anomalib_comet.models.differnet.anomaly_map import AnomalyMapGenerator
 from anomalib_comet.multidirectional_meta import MultidirectionalNetwork
 
@@ -147,19 +147,13 @@ def pooled(patches: torch.Tensor, pooling: str) -> torch.Tensor:
         >>> pooled(torch.tensor([[[[0.0], [2.0]]]]), "mean_std")
         tensor([[1., 1.]])
     """
-    maps = patches.permute(0, 3, 1, 2)
-    mean = maps.mean(dim=(2, 3))
+    flat, places = patches.flatten(1, 2), patches.shape[1:3]
     if pooling == "mean":
-        return mean
-    parts = [mean, _deviation(maps)]
+        return flat.mean(dim=1)
+    parts = [mean_and_deviation(flat)]
     if pooling == "windows":
-        height, width = maps.shape[-2:]
         for share in (8, 4):
-            window = (max(1, round(height / share)), max(1, round(width / share)))
-            parts.append(_deviation(F.avg_pool2d(maps, window, stride=window)))
+            window = tuple(max(1, round(side / share)) for side in places)
+            means = F.avg_pool2d(patches.permute(0, 3, 1, 2), window, stride=window)
+            parts.append(mean_and_deviation(means.flatten(2).transpose(1, 2)).chunk(2, dim=1)[1])
     return torch.cat(parts, dim=1)
-
-
-def _deviation(maps: torch.Tensor) -> torch.Tensor:
-    centred = maps - maps.mean(dim=(2, 3), keepdim=True)
-    return centred.square().mean(dim=(2, 3)).clamp(min=1e-12).sqrt()

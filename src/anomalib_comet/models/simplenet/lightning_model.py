@@ -34,6 +34,7 @@ from anomalib_comet.models.frozen_features import (
     FrozenFeatures,
     check_image_size,
     every_nth,
+    parts_of,
     refuse_half_precision,
     resizing_pre_processor,
     vectors_per_image,
@@ -405,10 +406,7 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         return (features.float(),)
 
     def _patch_features(self, images: torch.Tensor) -> tuple[torch.Tensor]:
-        # On a CPU one image at a time is faster (activations stay in the cache), and an image's features do not depend
-        # on its neighbours in a batch, so that a resumed run sees the same numbers.
-        parts = images.split(1 if images.device.type == "cpu" else len(images))
         with torch.autocast(images.device.type, enabled=False):  # the same in every precision, and after a resume
-            features = torch.cat([self.model.features(part) for part in parts])
+            features = torch.cat([self.model.features(part) for part in parts_of(images)])
         # Rounded whether it is going to be remembered or not: training must not depend on how much memory there is.
         return (features.half() if self.cache_half else features,)
