@@ -54,7 +54,11 @@ class Direction:
 
 
 def fit_direction(
-    normals: torch.Tensor, anomalies: Mapping[str, torch.Tensor], scaling: FeatureScaling, generator: torch.Generator
+    normals: torch.Tensor,
+    anomalies: Mapping[str, torch.Tensor],
+    scaling: FeatureScaling,
+    generator: torch.Generator,
+    images: torch.Tensor | None = None,
 ) -> Direction | None:
     """Fit the supervised part, and choose its share by held-out classes.
 
@@ -63,18 +67,23 @@ def fit_direction(
         anomalies: Features of labelled anomalies by class, shapes ``(A_c, D)``.
         scaling: Scaling fitted to all normal samples.
         generator: Draws the folds.
+        images: Number of the image that each normal sample is of, shape ``(N,)``: patches of an image are held out
+            together. Defaults to ``None``, an image a sample.
 
     Returns:
         The direction, or ``None`` where there is nothing to hold out: fewer than two classes, or than
-        three normal samples a fold.
+        three normal images a fold.
     """
-    if len(anomalies) < 2 or len(normals) < 3 * FOLDS:  # noqa: PLR2004
+    members = torch.arange(len(normals)) if images is None else images.unique(return_inverse=True)[1]
+    n_images = int(members.max()) + 1
+    if len(anomalies) < 2 or n_images < 3 * FOLDS:  # noqa: PLR2004
         return None
     order = torch.randperm(len(normals), generator=generator)[:MAX_SAMPLES]
-    aurocs: list[list[float]] = []
+    fold_of = torch.randperm(n_images, generator=generator)[members[order]] % FOLDS
+    aurocs: list[list[float]] = []  # fold by fold, and in a fold class by class
     spreads: list[tuple[float, float]] = []
-    for rows in order.tensor_split(FOLDS):
-        known, other = normals[order[~torch.isin(order, rows)]], normals[rows]
+    for number in range(FOLDS):
+        known, other = normals[order[fold_of != number]], normals[order[fold_of == number]]
         fold = FeatureScaling(normals.shape[1], "pca")
         fold.fit(known, torch.ones(len(known)))
         scaled = {name: fold(part) for name, part in anomalies.items()}
@@ -90,8 +99,9 @@ def fit_direction(
                 [_auroc(_mixed(distance, along, units, share), _mixed(*found, units, share)) for share in SHARES]
             )
             spreads.append(units)
-    share = SHARES[smallest_as_good(np.array(aurocs))]
-    mean = np.mean(aurocs, axis=0)
+    by_class = np.reshape(aurocs, (FOLDS, len(anomalies), len(SHARES))).mean(axis=0)
+    share = SHARES[smallest_as_good(by_class)]
+    mean = by_class.mean(axis=0)
     std, along_std = np.mean(spreads, axis=0)
     weights = _logistic(scaling(normals[order]), [scaling(part) for part in anomalies.values()])
     return Direction(
@@ -106,7 +116,8 @@ def smallest_as_good(values: np.ndarray) -> int:
     """Return the first column whose mean is within a standard error of the best column's, row by row.
 
     Args:
-        values: Larger is better, shape ``(rows, columns)``.
+        values: Larger is better, shape ``(rows, columns)``; rows are held-out classes, which vary independently, as
+            folds of the same normal samples do not.
 
     Example:
         >>> smallest_as_good(np.array([[0.8, 0.9], [0.9, 0.85]]))  # the second is better by 0.025 with error 0.075

@@ -133,6 +133,7 @@ class MultidirectionalNetwork(nn.Module):
         anomalies: Mapping[str, torch.Tensor],
         supervised: bool,
         generator: torch.Generator,
+        images: torch.Tensor | None = None,
     ) -> Direction | None:
         """Fit what is fitted in closed form, before the first episode: the scaling, and the supervised part.
 
@@ -141,6 +142,8 @@ class MultidirectionalNetwork(nn.Module):
             anomalies: Features of labelled anomalies by class, shapes ``(A_c, D)``.
             supervised: Whether a supervised part is wished. It belongs to a radial head without encoder.
             generator: Draws folds.
+            images: Number of the image that each normal sample is of, shape ``(N,)``. Defaults to ``None``, an image
+                a sample.
 
         Returns:
             The supervised part, ``None`` without one.
@@ -152,7 +155,7 @@ class MultidirectionalNetwork(nn.Module):
         self.direction.zero_()  # of an earlier fit
         if not supervised or self.decoder is not None or not isinstance(self.head, RadialHead):
             return None
-        direction = fit_direction(normals, anomalies, copy.deepcopy(self.scaling).cpu(), generator)
+        direction = fit_direction(normals, anomalies, copy.deepcopy(self.scaling).cpu(), generator, images)
         if direction is not None:
             self.use_direction(direction)
         return direction
@@ -195,12 +198,16 @@ class MultidirectionalNetwork(nn.Module):
         scaled = self.scaling(features)
         if self.odin:
             scaled = self._perturbed(scaled)
+        return -self._full_margins(scaled) / self.temperature
+
+    def _full_margins(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Return the margins of scaled features, the supervised part included."""
         margins = self.head(self.encoder(scaled))
         if isinstance(self.head, RadialHead):
             # No matrix product: OpenVINO 2026 fails to fuse one of a vector with the factor behind it.
             along = (scaled * self.direction).sum(dim=-1)
             margins = margins - self.head.per_distance * self.direction_std * along
-        return -margins / self.temperature
+        return margins
 
     def logarithmic(self, scores: torch.Tensor) -> torch.Tensor:
         """Return scores in the same order and on a scale on which normal samples spread evenly.
@@ -225,7 +232,7 @@ class MultidirectionalNetwork(nn.Module):
         """Return scaled features after one step that raises the confidence of "normal" (ODIN's correct sign)."""
         with torch.enable_grad():
             start = scaled.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.head(self.encoder(start)).sum(), start)
+            (slope,) = torch.autograd.grad(self._full_margins(start).sum(), start)
         return scaled + self.odin * slope.sign()
 
     @torch.no_grad()

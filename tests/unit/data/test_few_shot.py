@@ -73,6 +73,12 @@ def test_held_out_types_are_in_the_test_set_only(surfaces):
     assert held_out not in types_of(data.val_data.samples, data)
     assert held_out in types_of(data.test_data.samples, data)
     assert not set(data.test_data.samples["image_path"]) & set(truth["image_path"])
+    # All of the held-out type are tested, also those that the wrapped data module would validate on.
+    tested = data.test_data.samples["image_path"]
+    everywhere = pd.concat([whole.test_data.samples, whole.val_data.samples])["image_path"]
+    assert tested.is_unique
+    assert {path for path in everywhere if held_out in path} == {path for path in tested if held_out in path}
+    assert any(held_out in path for path in whole.val_data.samples["image_path"])
     assert data.name.endswith(f"_r0.3_shots2_without_{held_out}_seed3")
 
 

@@ -341,6 +341,8 @@ class ContaminatedDataModule(AnomalibDataModule):
         elif splits.val is not None:
             self.val_data = self._without(splits.val, withdrawn | unseen, task)
         self.test_data = self._without(splits.test, withdrawn, task)
+        if not self.hold_out and splits.val is not None:
+            self._move_to_test(frames.cleaned(splits.val.samples), unseen)
         self.train_data = _with_samples(splits.train, frames.joined([rows, hidden, labelled], attrs))
         self._draw, self._normal_count = draw, len(normals)
         self._warn_about_sets(splits)
@@ -439,6 +441,15 @@ class ContaminatedDataModule(AnomalibDataModule):
         if task == TaskType.CLASSIFICATION and not isinstance(dataset, SyntheticAnomalyDataset):
             samples.attrs["task"] = task.value
         return _with_samples(dataset, samples)
+
+    def _move_to_test(self, validation: pd.DataFrame, unseen: set[str]) -> None:
+        """Test on the images of held-out types that the wrapped data module would validate on."""
+        tested = self.test_data.samples
+        moved = validation[validation["image_path"].isin(unseen - set(tested["image_path"]))]
+        if len(moved):
+            both = pd.concat([tested, moved.assign(split="test")], ignore_index=True)
+            both.attrs.update(tested.attrs)
+            self.test_data = _with_samples(self.test_data, both)
 
     def _warn_about_sets(self, splits: Splits) -> None:
         """Say what will make the results of a run worthless, before it starts."""

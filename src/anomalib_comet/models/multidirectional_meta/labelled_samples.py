@@ -34,10 +34,12 @@ class Samples:
     Args:
         normals: Features of normal samples, shape ``(N, D)``.
         anomalies: Features of labelled anomalies by class, shapes ``(A_c, D)``.
+        images: Number of the image that each normal sample is of, shape ``(N,)``.
     """
 
     normals: torch.Tensor
     anomalies: dict[str, torch.Tensor]
+    images: torch.Tensor
 
 
 def defect_types(table: Any) -> dict[str, str]:
@@ -106,7 +108,8 @@ def collect(
     known = torch.cat(normals)
     if unmarked:
         _take_farthest(model, known, unmarked, marked)
-    return Samples(known, {name: torch.cat(marked[name]) for name in sorted(marked)})
+    images = torch.arange(len(normals)).repeat_interleave(torch.tensor([len(own) for own in normals]))
+    return Samples(known, {name: torch.cat(marked[name]) for name in sorted(marked)}, images)
 
 
 def _covered(masks: torch.Tensor | None, model: MultidirectionalMetaModel) -> torch.Tensor | None:

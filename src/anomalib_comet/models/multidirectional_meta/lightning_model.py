@@ -31,6 +31,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
+from sklearn.metrics import roc_auc_score
 
 from anomalib_comet.models.frozen_features import (
     FrozenFeatures,
@@ -206,6 +207,8 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         self.remember_features(0.0, seed)
         self._samples: Samples | None = None
         self.records: list[Record] = []
+        # Labels and scores of the validation images so far, by batch.
+        self._validated: list[tuple[torch.Tensor, ...]] = []
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -265,7 +268,9 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         network = self.model.network
         if self.current_epoch == 0 or not bool(network.scaling.is_fitted):  # else a checkpoint has brought it
             generator = torch.Generator().manual_seed(self.seed)
-            direction = network.fit(self._samples.normals, self._samples.anomalies, self.supervised, generator)
+            direction = network.fit(
+                self._samples.normals, self._samples.anomalies, self.supervised, generator, self._samples.images
+            )
             if direction is not None:
                 shown = ", ".join(f"{share:g}: {value:.3f}" for share, value in direction.auroc.items())
                 logger.info(
@@ -308,6 +313,43 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         for name, value in values.items():
             self.log(name, value, on_step=False, on_epoch=True, prog_bar=name.endswith("loss"), batch_size=1)
         return None
+
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Return predictions for a batch, and keep the scores to compare with.
+
+        Args:
+            batch (ImageBatch): Validation batch, pre-processed.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            STEP_OUTPUT: The batch with predictions.
+        """
+        del args, kwargs
+        features = self.model.features(batch.image)
+        predictions = self.model.predictions(features, (batch.image.shape[-2], batch.image.shape[-1]))
+        if batch.gt_label is not None:
+            network = self.model.network
+            with torch.autocast(features.device.type, enabled=False):
+                others = [network.inner_scores(features.float()), network.mahalanobis_scores(features.float())]
+            if self.model.level == "patch":
+                others = [self.model.image_scores(scores) for scores in others]
+            self._validated.append((batch.gt_label.cpu(), *(s.cpu() for s in (predictions.pred_score, *others))))
+        return batch.update(**predictions._asdict())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log how well validation images are told apart by three scores, where there are images of both kinds.
+
+        ``val_auroc_model``, ``val_auroc_inner`` (before the episode's outer phase) and ``val_auroc_mahalanobis``.
+        """
+        super().on_validation_epoch_end()
+        parts, self._validated = self._validated, []
+        if not parts:
+            return
+        labels, *scores = (torch.cat(column) for column in zip(*parts, strict=True))
+        if labels.bool().any() and not labels.bool().all():
+            for name, values in zip(("model", "inner", "mahalanobis"), scores, strict=True):
+                self.log(f"val_auroc_{name}", float(roc_auc_score(labels.bool(), values.float())))
 
     def on_fit_end(self) -> None:
         """Forget the features of the training set."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_comet.backbones import PatchDescriptors, average_neighbours, mean_and_deviation
 from anomalib_comet.models.differnet.anomaly_map import AnomalyMapGenerator
+from anomalib_comet.models.fun_ad.memory_bank import pooled_score
 from anomalib_comet.multidirectional_meta import MultidirectionalNetwork
 
 if TYPE_CHECKING:
@@ -109,8 +111,7 @@ class MultidirectionalMetaModel(nn.Module):
 
     def image_scores(self, scores: torch.Tensor) -> torch.Tensor:
         """Return scores of images, shape ``(B,)``, from scores of their patches, shape ``(B, h, w)``."""
-        flat = scores.flatten(1)
-        return flat.topk(max(1, math.ceil(self.top_share * flat.shape[1])), dim=1).values.mean(dim=1)
+        return pooled_score(scores.flatten(1), self.top_share, math.prod(self.descriptors.grid))
 
     def forward(self, images: torch.Tensor) -> InferenceBatch:
         """Score images; the same function at the end of training, in a checkpoint and exported.
@@ -122,13 +123,23 @@ class MultidirectionalMetaModel(nn.Module):
             ``pred_score`` of shape ``(B,)``, unbounded, larger for more anomalous, on the scale of
             :meth:`.MultidirectionalNetwork.logarithmic`, and at patch level ``anomaly_map`` of shape ``(B, 1, H, W)``.
         """
-        scores = self.network.logarithmic(self.network(self.features(images)))
+        return self.predictions(self.features(images), (images.shape[-2], images.shape[-1]))
+
+    def predictions(self, features: torch.Tensor, size: tuple[int, int]) -> InferenceBatch:
+        """Return what :meth:`forward` does, from the features of images.
+
+        Args:
+            features: What :meth:`features` returns.
+            size: Height and width of the map in pixels.
+        """
+        # Squared distances in half precision lose what tells images apart; an export has no autocast to switch off.
+        kind = features.device.type
+        full = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+        with full:
+            scores = self.network.logarithmic(self.network(features.float()))
         if self.anomaly_map is None:
             return InferenceBatch(pred_score=scores)
-        height, width = images.shape[-2:]
-        return InferenceBatch(
-            pred_score=self.image_scores(scores), anomaly_map=self.anomaly_map(scores, (height, width))
-        )
+        return InferenceBatch(pred_score=self.image_scores(scores), anomaly_map=self.anomaly_map(scores, size))
 
 
 def pooled(patches: torch.Tensor, pooling: str) -> torch.Tensor:
