@@ -56,7 +56,16 @@ OURS: dict[str, dict[str, Any]] = {
     "ours, ODIN 0.01": {"odin": 0.01},
 }
 METHODS = (*OURS, "Mahalanobis", "BCE", "DevNet", "PReNet")
-MAIN = ("ours", "ours, no supervised part", "ours, inner phases only", "published parts", "Mahalanobis", "BCE", "DevNet", "PReNet")
+MAIN = (
+    "ours",
+    "ours, no supervised part",
+    "ours, inner phases only",
+    "published parts",
+    "Mahalanobis",
+    "BCE",
+    "DevNet",
+    "PReNet",
+)
 KEYS = ["data", "pooling", "held_out", "shots", "seed", "method"]
 
 

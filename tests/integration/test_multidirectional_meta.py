@@ -67,6 +67,8 @@ def test_an_epoch_is_an_episode_of_known_numbers(run):
     logged = trained_by.trainer.callback_metrics
     names = {"inner_loss", "outer_loss", "temperature", "latent_spread"}
     assert names | {f"labelled_auroc_{name}" for name in ("model", "inner", "mahalanobis")} <= set(logged)
+    # Validation has images of both kinds here.
+    assert all(0 <= float(logged[f"val_auroc_{name}"]) <= 1 for name in ("model", "inner", "mahalanobis"))
     assert 0 < float(logged["latent_spread"]) <= 1
     assert HELD_OUT not in {name for record in model.records for name in record.classes}
     assert model._samples is None

@@ -6,6 +6,7 @@
 import json
 from collections import Counter
 
+import pandas as pd
 import pytest
 from anomalib.data import Folder
 from hypothesis import given

@@ -139,6 +139,23 @@ def test_share_of_the_supervised_part_follows_held_out_classes():
     assert np.isfinite(few.std)
 
 
+def test_patches_of_an_image_are_held_out_together():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.arange(16).repeat_interleave(20)
+    # Patches of an image lie close to each other and far from those of other images, as anomalies do.
+    centres = 3.0 * torch.randn(16 + 10, 60, generator=generator)
+    normals = centres[images] + torch.randn(len(images), 60, generator=generator)
+    anomalies = {name: centres[16 + k :: 2] + torch.randn(5, 60, generator=generator) for k, name in enumerate("ab")}
+    scaling = FeatureScaling(60, "pca")
+    scaling.fit(normals, torch.ones(len(normals)))
+    arguments = (normals, anomalies, scaling, torch.Generator().manual_seed(0))
+    known = fit_direction(*arguments)
+    unknown = fit_direction(*arguments, images)
+    assert known.auroc[0.0] > 0.99  # other patches of each held-out image were fitted
+    assert unknown.auroc[0.0] < 0.9
+    assert fit_direction(*arguments, images.clamp(max=10)) is None  # eleven images, less than three a fold
+
+
 def test_logarithm_of_a_score_is_that_of_the_distance(normals):
     made = network(normals).eval()
     scores = made(normals)
