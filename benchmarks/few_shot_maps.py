@@ -8,8 +8,8 @@
 
 Magnetic tiles in MVTec-style folders. Every defect type is held out in turn; ``shots`` images of each other type are
 labelled, with their masks. Three scores of the same patches of the same trained model: the model's, that before the
-last outer phase, and the Mahalanobis distance, for which no label was used. Test images are the normal ones and the unseen
-type's. Last episode, no choice by test labels. Cells that are in the CSV already are not repeated.
+last outer phase, and the Mahalanobis distance, for which no label was used. Tested: normal images and the unseen
+type. Last episode, no choice by test labels. Cells that are in the CSV already are not repeated.
 """
 
 from __future__ import annotations

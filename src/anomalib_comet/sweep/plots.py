@@ -12,7 +12,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
+    from matplotlib.axes import Axes
 
 NAMES = {
     "image_auroc": "Image AUROC",
@@ -26,8 +29,8 @@ MIN_SEEDS = 3
 """Seeds that a band needs."""
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers for print without colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def curve_figure(curves: pd.DataFrame, metric: str, overlap: bool) -> Figure | None:
@@ -46,7 +49,26 @@ def curve_figure(curves: pd.DataFrame, metric: str, overlap: bool) -> Figure | N
         return None
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    for k, (model, line) in enumerate(part.groupby("model", sort=False)):
+    draw_curves(axes, part, metric)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_curves(axes: Axes, part: pd.DataFrame, metric: str, order: Sequence[str] | None = None) -> None:
+    """Draw one metric against the ratio into axes, a line a model, with the confidence band of its mean over seeds.
+
+    Args:
+        axes: Where to draw.
+        part: Rows of :func:`.statistics.curves` of one metric and protocol.
+        metric: The metric.
+        order: Models in the order of colours and markers, for several axes beside each other. Defaults to ``None``,
+            the order of the table.
+    """
+    models = list(part["model"].unique()) if order is None else list(order)
+    for k, model in enumerate(models):
+        line = part[part["model"] == model]
+        if line.empty:
+            continue
         colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
         axes.plot(line["ratio"], line["mean"], color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=model)
         enough = line[line["seeds"] >= MIN_SEEDS]  # of two seeds, the interval is as wide as everything
@@ -61,8 +83,6 @@ def curve_figure(curves: pd.DataFrame, metric: str, overlap: bool) -> Figure | N
     axes.tick_params(labelsize=8)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    return figure
 
 
 def svg_of(figure: Figure) -> bytes:
