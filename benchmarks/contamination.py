@@ -233,7 +233,7 @@ def settings(detector: str, arguments: argparse.Namespace, seed: int) -> dict[st
         return {
             **features,
             "image_size": (224, 224) if learned else (256, 256),
-            "layers": LAYERS["FunAd"]["layers"] if arguments.backbone.startswith("mobilenetv2") else None,
+            "layers": {"mobilenetv2_100": LAYERS["FunAd"]["layers"], "gabor": GABOR_LAYERS}.get(arguments.backbone),
             "backbone_weights": weights,
             "hidden_units": [512, 128],
             "bank_vectors": 20_000,
@@ -253,6 +253,9 @@ def settings(detector: str, arguments: argparse.Namespace, seed: int) -> dict[st
 
 PADIM_FEATURES = 100
 """anomalib's choice for the smallest network that it has one for."""
+
+GABOR_LAYERS = ["scale3", "scale2", "scale1", "scale4"]
+"""Of FunAd's small preset: patches lie on the grid of the first."""
 
 LAYERS: dict[str, dict[str, Any]] = {
     "Fastflow": {"backbone": "resnet18", "flow_steps": 4, "pre_trained": False},
@@ -473,6 +476,9 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.data == "tiles" and arguments.root is None and not arguments.print:
         parser.error("--data tiles needs --root, the folder of the magnetic tiles")
+    stock = sorted({*NO_STRATEGY, "Stfpm", "Supersimplenet"} & set(arguments.detectors))
+    if stock and arguments.data != "tiles" and not arguments.backbone and not arguments.print:
+        parser.error(f"anomalib builds {stock} on networks of timm: name one, e.g. --backbone mobilenetv2_100")
     arguments.backbone = arguments.backbone or ("mobilenetv2_100" if arguments.data == "tiles" else "gabor")
     return arguments
 
