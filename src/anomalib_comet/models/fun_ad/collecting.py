@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from anomalib_comet.distributed import Ranks
+
+
+logger = logging.getLogger(__name__)
 
 
 class _Opened(NamedTuple):
@@ -60,7 +64,9 @@ def collected(
     if own is None and here.place == "memory":
         own = FeatureStore(paths, n_values, key, place="memory")
     try:
-        if not all(found.is_complete for found in opened):
+        if all(found.is_complete for found in opened):
+            logger.info("Features of %d training images were taken from %s.", len(paths), here.folder)
+        else:
             positions = None if ranks.count == 1 else ranks.share(range(len(images)))
             for found, records in ranks.interleave(compute(positions)):
                 if own is not None and not own.is_complete:
