@@ -222,8 +222,8 @@ def _require_same_images(samples: Any, subset: str, ranks: Ranks) -> None:
     digest = hashlib.sha256("\0".join(paths).encode(errors="surrogateescape")).hexdigest()
     if len(set(ranks.gather([(len(paths), digest)]))) > 1:
         msg = (
-            f"The processes have different {subset} images, as every one draws a random split of its own where there "
-            "is no seed: give the data module a seed (--data.seed 0)."
+            f"The processes have different {subset} images, as a random split without a seed gives every one another: "
+            "give the data module a seed (--data.seed 0), and images the same paths on all machines."
         )
         raise ValueError(msg)
 

@@ -73,7 +73,8 @@ CASES = {
 
 def images(root, **kwargs):
     """Odd numbers of images for training, validation and testing, so that processes cannot share them evenly."""
-    sizes = {"n_train": 19, "n_val_normal": 5, "n_test_anomalous": 13, "train_batch_size": BATCH}
+    batches = {"train_batch_size": BATCH, "eval_batch_size": BATCH}
+    sizes = {"n_train": 19, "n_val_normal": 5, "n_test_anomalous": 13, **batches}
     return surfaces(root, sizes, **kwargs)
 
 
