@@ -15,6 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.v2 import Compose, Resize
 
+from .distributed import Ranks
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -124,6 +126,7 @@ class TrainingSet:
     ) -> tuple[list[str], torch.Tensor]:
         """Return the paths of the images and their anomaly scores in evaluation mode, shape ``(N,)``, on the CPU.
 
+        Of several processes every one scores a share of the images, and all of them get all scores: call it in all.
         Images are not decoded where the detector gives all scores from what it remembers of them
         (``remembered_scores(image_paths)``, ``None`` if it does not).
 
@@ -135,15 +138,18 @@ class TrainingSet:
         """
         kind = "patch_scores" if per_patch else "sample_scores"
         remembered_kind = "remembered_patch_scores" if per_patch else "remembered_scores"
+        ranks = Ranks.of(module)
+        if ranks.count > 1:
+            indices = ranks.share(range(len(self)) if indices is None else indices)
         paths: list[str] = []
         scores: list[torch.Tensor] = []
         with evaluating(module), module.trainer.precision_plugin.forward_context():
             known = self.paths(indices) if hasattr(module, remembered_kind) else None
-            if known is not None:
-                remembered = getattr(module, remembered_kind)(known)
-                if remembered is not None:
-                    return known, remembered
-            for batch in self.batches(indices):
-                paths += [str(path) for path in batch.image_path]
-                scores.append(getattr(module, kind)(batch).float().cpu())
-        return paths, torch.cat(scores)
+            remembered = getattr(module, remembered_kind)(known) if known else None
+            if known is not None and remembered is not None:
+                paths, scores = known, [remembered]
+            else:
+                for batch in self.batches(indices):
+                    paths += [str(path) for path in batch.image_path]
+                    scores.append(getattr(module, kind)(batch).float().cpu())
+        return ranks.gather(paths), torch.cat(ranks.gather(scores))

@@ -58,8 +58,8 @@ PUBLISHED_FUN_AD = {
 }
 
 
-def surfaces(root, **kwargs):
-    """A few small images, a quarter of the training set defective."""
+def surfaces(root, sizes=None, **kwargs):
+    """A few small images, a quarter of the training set defective; ``sizes`` are other arguments of the surfaces."""
     arguments = {
         "root": root,
         "category": "woven",
@@ -74,7 +74,7 @@ def surfaces(root, **kwargs):
         "eval_batch_size": 8,
         "num_workers": 0,
     }
-    return ContaminatedDataModule(ProceduralSurfaces(**arguments), **{"ratio": 0.25, **kwargs})
+    return ContaminatedDataModule(ProceduralSurfaces(**{**arguments, **(sizes or {})}), **{"ratio": 0.25, **kwargs})
 
 
 def engine(root, **kwargs):

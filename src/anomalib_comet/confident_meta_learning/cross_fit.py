@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from anomalib_comet.distributed import Ranks
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -96,6 +98,8 @@ def cross_fitted_scores(
                             losses = losses * losses.new_tensor([weights.get(str(p), 1.0) for p in batch.image_path])
                         losses.mean().backward()
                         optimizer.step()
+                # Every process trains on the whole rest; its own draws have no part in the scores.
+                Ranks.of(module).copy_state(module, parameters=epochs > 0)
                 fold_paths, fold_scores = training_set.scores(module, held_out.tolist())
                 paths += fold_paths
                 scores.append(on_one_scale(fold_scores, start_at_zero))

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -71,15 +71,19 @@ class TrainingHistory:
         else:
             self.add(values)
 
-    def close_epoch(self, epoch: int) -> None:
+    def close_epoch(
+        self, epoch: int, over_ranks: Callable[[Mapping[str, float]], dict[str, float]] | None = None
+    ) -> None:
         """Make a row of what was noted, replacing one of the same epoch; without notes there is no row.
 
         Args:
             epoch: Number of the epoch, from 0.
+            over_ranks: Makes one row of those of several processes. Defaults to ``None``, this process's row.
         """
         if not self._current:
             return
         means = {name: math.fsum(values) / len(values) for name, values in self._current.items()}
+        means = over_ranks(means) if over_ranks is not None else means
         self._current.clear()
         self.rows = [row for row in self.rows if row["epoch"] < epoch]
         self.rows.append({"epoch": epoch, **means})

@@ -27,6 +27,7 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.func import functional_call
 
+from anomalib_comet.distributed import Ranks, check_ranks, set_up_ranks
 from anomalib_comet.training_set import TrainingSet
 
 from .confidence import anchored_scores
@@ -239,6 +240,18 @@ class ConfidentMetaLearning(_Detector):
         return frame
 
     # ----------------------------------------------------------------------------------------------- training
+    def setup(self, stage: str) -> None:
+        """Refuse a trainer whose processes could not share the confidence weights.
+
+        Args:
+            stage (str): Lightning's stage.
+
+        Raises:
+            ValueError: If the strategy is another one than a single device or ``ddp``.
+        """
+        set_up_ranks(self, stage)
+        super().setup(stage)
+
     def on_train_start(self) -> None:
         """Turn off the optimizer's weight decay where ours replaces it, and cross-fit the first weights."""
         if self.use_meta and self.trainer.precision == "16-mixed":
@@ -256,6 +269,7 @@ class ConfidentMetaLearning(_Detector):
                 "leave them out or use weight_level='image'."
             )
             raise ValueError(msg)
+        check_ranks(self)
         super().on_train_start()
         if self.confidence.weights:
             self._forget_other_images()
@@ -346,9 +360,11 @@ class ConfidentMetaLearning(_Detector):
             return loss
         detached = sample_losses.detach()
         # Without an inner step theta' is theta, and a task's parts need no pass of their own.
-        self.loss_pairs.extend(
-            (float(detached[train].mean()), float(detached[val].mean()))
-            for train, val in split_tasks(len(detached), self.task_size, self.train_share)
+        self._note_pairs(
+            [
+                (float(detached[train].mean()), float(detached[val].mean()))
+                for train, val in split_tasks(len(detached), self.task_size, self.train_share)
+            ]
         )
         penalty = strength * squared_norm([p for p in self._trainable().values() if is_regularised(p)])
         self._log_number("loss_l2", penalty.detach())
@@ -373,7 +389,7 @@ class ConfidentMetaLearning(_Detector):
             max_norm=self.inner_clip,
         )
         self._update_running_statistics(inputs)
-        self.loss_pairs.extend((float(a), float(b)) for a, b in outcome.pairs)
+        self._note_pairs([(float(a), float(b)) for a, b in outcome.pairs])
         self._log_number("inner_improvement", outcome.inner_improvement)
         self._log_number("inner_distance", outcome.inner_distance)
         self._log_losses(outcome.pairs[:, 1].mean(), outcome.weighted_loss)
@@ -382,6 +398,10 @@ class ConfidentMetaLearning(_Detector):
         if outcome.gradients is None:
             return outcome.loss
         return surrogate(outcome.loss, parameters, outcome.gradients)
+
+    def _note_pairs(self, pairs: list[tuple[float, float]]) -> None:
+        """Add the task losses of a step, of all processes where lambda comes from them."""
+        self.loss_pairs.extend(Ranks.of(self).gather(pairs) if self.use_adaptive_l2 else pairs)
 
     # ------------------------------------------------------------------------------------- parameters and losses
     def _trainable(self) -> dict[str, torch.Tensor]:
@@ -436,7 +456,7 @@ class ConfidentMetaLearning(_Detector):
     def _log_number(self, name: str, value: torch.Tensor | float) -> None:
         """Log a mean over the epoch to Lightning's loggers and to the history."""
         number = float(value)
-        self.log(name, number, on_step=False, on_epoch=True, batch_size=1)
+        self.log(name, number, on_step=False, on_epoch=True, batch_size=1, sync_dist=Ranks.of(self).count > 1)
         self.history.add({name: number})
 
     # -------------------------------------------------------------------------------------- confidence weights
@@ -454,12 +474,14 @@ class ConfidentMetaLearning(_Detector):
         stops_here = 0 < self.trainer.max_steps <= self.global_step
         if not (self.trainer.is_last_batch or stops_here):
             return
+        ranks = Ranks.of(self)
+        ranks.copy_state(self, parameters=False)  # running statistics of batch norm are every process's own
         done = self.current_epoch + 1
         due = done >= self.warmup_epochs and (done - self.warmup_epochs) % self.refresh_epochs == 0
         last = done == self.trainer.max_epochs or stops_here
         if last or (due and self.use_weights):
             self.refresh_confidence()
-        self.history.close_epoch(self.current_epoch)
+        self.history.close_epoch(self.current_epoch, ranks.mean)
         self._write_history(with_picture=last)
 
     def on_train_end(self) -> None:
@@ -467,7 +489,7 @@ class ConfidentMetaLearning(_Detector):
         super().on_train_end()
         if self._refreshed_at != self.global_step:
             self.refresh_confidence(log=False)
-        self.history.close_epoch(self.current_epoch)
+        self.history.close_epoch(self.current_epoch, Ranks.of(self).mean)
         self._write_history(with_picture=True)
 
     def _write_history(self, with_picture: bool) -> None:

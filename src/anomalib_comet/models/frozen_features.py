@@ -13,6 +13,7 @@ from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_comet.backbones import FeatureCache, keep_checkpoint_weights
+from anomalib_comet.distributed import Ranks, check_ranks, set_up_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -64,6 +65,23 @@ class FrozenFeatures(_Base):
         self._draws = 0
         self.seed = seed
 
+    def setup(self, stage: str) -> None:
+        """Refuse a trainer whose processes could not share what is learnt about the training images.
+
+        Args:
+            stage (str): Lightning's stage.
+
+        Raises:
+            ValueError: If the strategy is another one than a single device or ``ddp``.
+        """
+        set_up_ranks(self, stage)
+        super().setup(stage)
+
+    def on_train_start(self) -> None:
+        """Refuse processes that could not train in step."""
+        check_ranks(self)
+        super().on_train_start()
+
     @property
     def may_remember(self) -> bool:
         """Whether an image always gives the same features: not with training augmentations."""
@@ -91,10 +109,15 @@ class FrozenFeatures(_Base):
     ) -> Iterator[tuple[list[str], tuple[torch.Tensor, ...]]]:
         """Yield paths and features of training images; images are not decoded where all features are remembered.
 
+        Of several processes every one yields a share of the images.
+
         Args:
             training_set (TrainingSet): The training images.
             indices (Sequence[int] | None): Their positions; ``None`` for all. Defaults to ``None``.
         """
+        ranks = Ranks.of(self)
+        if ranks.count > 1:
+            indices = ranks.share(range(len(training_set)) if indices is None else indices)
         known = training_set.paths(indices) if self.may_remember else None
         if known and self._cache.holds(known):
             for start in range(0, len(known), SCORE_BATCH):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from anomalib.post_processing import PostProcessor
 
+from anomalib_comet.distributed import Ranks
+
 if TYPE_CHECKING:
     from anomalib.data import Batch
     from lightning.pytorch import LightningModule, Trainer
@@ -99,10 +101,12 @@ class LabelFreePostProcessor(PostProcessor):
             trainer (Trainer): The trainer.
             pl_module (LightningModule): The model.
         """
-        if self._image_scores:
-            self._image_threshold.copy_(fence(torch.cat(self._image_scores), 0.75, self.kappa))
-        if self._map_peaks:
-            self._pixel_threshold.copy_(fence(torch.cat(self._map_peaks), 0.5, self.kappa))
+        ranks = Ranks.of_trainer(trainer)
+        scores, peaks = ranks.gather(self._image_scores), ranks.gather(self._map_peaks)
+        if scores:
+            self._image_threshold.copy_(fence(torch.cat(scores), 0.75, self.kappa))
+        if peaks:
+            self._pixel_threshold.copy_(fence(torch.cat(peaks), 0.5, self.kappa))
         self._image_scores.clear()
         self._map_peaks.clear()
         super().on_validation_epoch_end(trainer, pl_module)  # normalisation; no labels were collected for an F1

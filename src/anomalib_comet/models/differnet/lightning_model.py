@@ -30,6 +30,7 @@ from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command
 from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
+from anomalib_comet.distributed import Ranks
 from anomalib_comet.models.frozen_features import (
     SCORE_BATCH,
     FrozenFeatures,
@@ -310,11 +311,14 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
             pooled.append(features[0].cpu())
             if len(features) > 1:
                 windows.append(every_nth(features[1].movedim(2, -1).flatten(1, 3), count).cpu())
+        ranks = Ranks.of(self)
+        pooled, windows, image_weights = (ranks.gather(part) for part in (pooled, windows, image_weights))
         self.model.fit_scaling(
             torch.cat(pooled),
             torch.cat(windows) if windows else None,
             torch.cat(image_weights),
         )
+        ranks.copy_state(self, parameters=False)
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:

@@ -35,6 +35,7 @@ from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command l
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
 from anomalib_comet.confident_meta_learning.confidence import anchored_scores, training_set_weights
+from anomalib_comet.distributed import Ranks
 from anomalib_comet.models.frozen_features import (
     FrozenFeatures,
     every_nth,
@@ -46,7 +47,8 @@ from anomalib_comet.models.frozen_features import (
 )
 from anomalib_comet.training_set import TrainingSet, evaluating
 
-from .feature_store import FeatureStore, fingerprint
+from .collecting import collected
+from .feature_store import fingerprint
 from .loss import FunAdLoss, distance_loss
 from .memory_bank import RULES, SMALLEST_BANK, candidates, draw_bank, pooled_score
 from .neighbours import kth_nearest_image, mutual_pairs, nearest
@@ -54,9 +56,11 @@ from .pseudo_labels import SCOPES, TAU_C, TAU_N, centred_log, perturb, pseudo_la
 from .torch_model import FunAdModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+    from .feature_store import FeatureStore
 
 logger = logging.getLogger(__name__)
 
@@ -361,22 +365,17 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         if not known:
             msg = "FunAd needs a training set of anomalib, whose images have paths, and at least one image."
             raise TypeError(msg)
-        paths = sorted(set(known))
         settings = {**self.model.descriptors.identity, "pre_processing": self._pre_processing_digest()}
         n_values = self.model.descriptors.n_token + self.model.n_patches * self.model.descriptors.n_patch
-        store = FeatureStore(paths, n_values, fingerprint(paths, settings), self.feature_store, self.cache_gib)
-        if store.is_complete:
-            logger.info("Features of %d training images were taken from %s.", len(store), store.path)
-            return store
-        try:
-            with evaluating(self), self.trainer.precision_plugin.forward_context():
-                for batch in training_set.batches():
-                    store.write(store.rows(batch.image_path), self._records(batch.image))
-            store.finish()
-        except BaseException:
-            store.close()
-            raise
-        return store
+        ranks = Ranks.of(self)
+        key = ranks.first(fingerprint(sorted(set(known)), settings))
+
+        def compute(indices: list[int] | None) -> Iterator[tuple[list[str], torch.Tensor]]:
+            for batch in training_set.batches(indices):
+                yield [str(path) for path in batch.image_path], self._records(batch.image)
+
+        with evaluating(self), self.trainer.precision_plugin.forward_context():
+            return collected(known, n_values, key, compute, ranks, place=self.feature_store, memory_gib=self.cache_gib)
 
     def _pre_processing_digest(self) -> str:
         """Return a digest of what pre-processing makes of a pattern.
@@ -414,6 +413,11 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         n_images = len(self._paths)
         return (range(k, min(k + CHUNK, n_images)) for k in range(0, n_images, CHUNK))
 
+    def _of_all(self, compute: Callable[[range], torch.Tensor]) -> torch.Tensor:
+        """Return what is computed of chunks of images, on the CPU; every process computes a share of the chunks."""
+        ranks = Ranks.of(self)
+        return torch.cat(ranks.gather([compute(chunk) for chunk in ranks.share(list(self._chunks()))]))
+
     @torch.no_grad()
     def _fit_statistics(self) -> None:
         """Fit the scaling where no checkpoint has brought it, and measure every channel's spread for the noise."""
@@ -429,6 +433,9 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             self.model.fit_scaling(*some(), torch.cat(windows).flatten(0, 1))
         tokens, vectors = some()
         self._spread = torch.cat([(part - part.mean(0)).square().mean(0).sqrt() for part in (tokens, vectors)])
+        ranks = Ranks.of(self)
+        ranks.copy_state(self, parameters=False)
+        self._spread = ranks.first(self._spread.cpu()).to(self._spread)
 
     # ------------------------------------------------------------------------------------------ bank and pseudo-labels
     def on_train_epoch_start(self) -> None:
@@ -453,7 +460,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         with evaluating(self.model):
-            self._image_scores = torch.cat([self._head_scores(chunk) for chunk in self._chunks()])
+            self._image_scores = self._of_all(self._head_scores)
             if not (self._is_static and len(self._distances) == len(self._paths)):
                 self._rebuild_bank(generator)
         self._rebuilt_at = epoch
@@ -467,7 +474,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         if self.neighbour_share:
             images = self._bounded(images, generator)
         bank, owners = self._bank(images, self.space, generator)
-        self._distances = torch.cat([self._chunk_distances(chunk, bank, owners) for chunk in self._chunks()])
+        self._distances = self._of_all(lambda chunk: self._chunk_distances(chunk, bank, owners))
         self._in_bank = torch.zeros(len(self._paths), dtype=torch.bool)
         self._in_bank[images] = True
         self._scaled = None

@@ -30,6 +30,7 @@ from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command
 from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
+from anomalib_comet.distributed import Ranks
 from anomalib_comet.models.frozen_features import (
     FrozenFeatures,
     check_image_size,
@@ -361,7 +362,10 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
             some = every_nth(features.flatten(1, 2), count).float().cpu()
             vectors.append(some.flatten(0, 1))
             vector_weights.append(weights_of(paths, weights).repeat_interleave(some.shape[1]))
+        ranks = Ranks.of(self)
+        vectors, vector_weights = ranks.gather(vectors), ranks.gather(vector_weights)
         self.model.fit_statistics(torch.cat(vectors), torch.cat(vector_weights), self.noise_scale)
+        ranks.copy_state(self, parameters=False)
 
     @staticmethod
     def configure_pre_processor(
