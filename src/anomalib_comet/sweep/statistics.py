@@ -122,8 +122,9 @@ def beside_published(frame: pd.DataFrame, published: Sequence[Published], catego
         categories: Number of categories of the sweep, 1 for a single data set.
 
     Returns:
-        Columns ``model``, ``metric``, ``category``, ``ratio``, ``overlap``, ``published``, ``measured`` (NaN where
-        cells are missing), ``low``, ``high``, ``difference``, ``seeds`` and ``source``.
+        Columns ``model``, ``metric``, ``category``, ``ratio``, ``overlap``, ``published``, ``measured`` (mean over
+        seeds; NaN where cells are missing, or the published mean is over another number of categories), ``sd`` over
+        seeds, ``low`` and ``high`` of the interval, ``difference``, ``seeds`` and ``source``.
     """
     rows = []
     for entry in published:
@@ -135,6 +136,8 @@ def beside_published(frame: pd.DataFrame, published: Sequence[Published], catego
         for name in ("ratio", "overlap"):
             wanted = getattr(entry, name)
             keep &= True if wanted is None else values[name] == wanted
+        if entry.category is None and entry.categories not in {None, categories}:
+            keep &= False
         values = values[keep]
         mean, low, high = mean_interval(values["value"]) if len(values) else (math.nan,) * 3
         rows.append(
@@ -146,6 +149,7 @@ def beside_published(frame: pd.DataFrame, published: Sequence[Published], catego
                 "overlap": entry.overlap,
                 "published": entry.value,
                 "measured": mean,
+                "sd": float(values["value"].std(ddof=1)) if len(values) > 1 else math.nan,
                 "low": low,
                 "high": high,
                 "difference": mean - entry.value,
