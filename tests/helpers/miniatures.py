@@ -213,7 +213,7 @@ def kolektor(root: Path) -> Miniature:
 
 def kolektor_sdd2(root: Path) -> Miniature:
     """Anomalies in both splits, masks of all images beside them, and the stray copies of the published archive."""
-    for split, first, good, bad in (("train", 10000, TRAIN, 5), ("test", 20000, TEST, ANOMALIES)):
+    for split, first, good, bad in (("train", 10000, TRAIN, ANOMALIES), ("test", 20000, TEST, ANOMALIES)):
         total = good + bad
         for number in range(total):
             defect = (number + 1) * bad // total > number * bad // total  # evenly spread
@@ -221,13 +221,13 @@ def kolektor_sdd2(root: Path) -> Miniature:
             write_mask(root / split / f"{first + number}_GT.png", defect=defect)
     for name in ("10001 (copy).png", "10001_GT (copy).png"):
         write_image(root / "train" / name)
-    return Miniature("KolektorSDD2", {"root": str(root)}, {"defect": ANOMALIES}, extra={"natural": 5})
+    return Miniature("KolektorSDD2", {"root": str(root)}, {"defect": ANOMALIES})
 
 
 def kolektor_sdd2_clean(root: Path) -> Miniature:
     """Without the anomalies of the training split, from which a contamination then draws."""
     miniature = kolektor_sdd2(root)
-    return Miniature("KolektorSDD2", {**miniature.init_args, "clean": True}, {"defect": 5})
+    return Miniature("KolektorSDD2", {**miniature.init_args, "clean": True}, miniature.types, extra={"own_pool": True})
 
 
 def viaduct(root: Path) -> Miniature:

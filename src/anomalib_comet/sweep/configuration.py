@@ -98,8 +98,6 @@ class Published:
         ratio: Contamination ratio; ``None`` if the sweep has one only.
         overlap: Protocol; ``None`` if the sweep has one only.
         category: One category; ``None`` for the mean over all.
-        categories: Number of categories that a published mean is over: a sweep over another number has nothing to
-            compare. ``None`` for those of the sweep.
     """
 
     model: str
@@ -109,7 +107,6 @@ class Published:
     ratio: float | None = None
     overlap: bool | None = None
     category: str | None = None
-    categories: int | None = None
 
 
 @dataclass(frozen=True)
@@ -171,9 +168,13 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
         msg = f"--config: {path} is no sweep: it needs at least `models` and `data`."
         raise SweepError(msg)
     content = _unshared(content)
+    categories = content.get("categories")
     for change in changes:
         _change(content, change)
-    return sweep_from(content, part=bool(changes))
+    sweep = sweep_from(content, part=bool(changes))
+    if content.get("categories") != categories:  # a mean over others is not the published one
+        sweep = replace(sweep, published=[entry for entry in sweep.published if entry.category is not None])
+    return sweep
 
 
 def _unshared(value: Any) -> Any:
@@ -382,7 +383,6 @@ def _check_published(where: str, entry: Published, sweep: Sweep) -> None:
     if not _number(entry.value) or not 0 <= entry.value <= 1:
         msg = f"{where}.value: it has to be a fraction from 0 to 1, got {entry.value}."
         raise SweepError(msg)
-    _check_count(f"{where}.categories", entry.categories)
     for name, values in (("ratio", sweep.ratios), ("overlap", sweep.overlap)):
         if getattr(entry, name) is None and len(values) > 1:
             msg = f"{where}.{name} is missing: the sweep has {', '.join(map(str, values))}."

@@ -123,8 +123,8 @@ def beside_published(frame: pd.DataFrame, published: Sequence[Published], catego
 
     Returns:
         Columns ``model``, ``metric``, ``category``, ``ratio``, ``overlap``, ``published``, ``measured`` (mean over
-        seeds; NaN where cells are missing, or the published mean is over another number of categories), ``sd`` over
-        seeds, ``low`` and ``high`` of the interval, ``difference``, ``seeds`` and ``source``.
+        seeds; NaN where cells are missing), ``sd`` over seeds, ``low`` and ``high`` of the interval, ``difference``,
+        ``seeds`` and ``source``.
     """
     rows = []
     for entry in published:
@@ -136,8 +136,6 @@ def beside_published(frame: pd.DataFrame, published: Sequence[Published], catego
         for name in ("ratio", "overlap"):
             wanted = getattr(entry, name)
             keep &= True if wanted is None else values[name] == wanted
-        if entry.category is None and entry.categories not in {None, categories}:
-            keep &= False
         values = values[keep]
         mean, low, high = mean_interval(values["value"]) if len(values) else (math.nan,) * 3
         rows.append(

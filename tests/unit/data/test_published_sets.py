@@ -12,7 +12,7 @@ import torch
 from anomalib_comet.data import VIADUCT, ContaminatedDataModule, FewShotDataModule, KolektorSDD2
 from helpers.miniatures import kolektor_sdd2, viaduct
 
-NATURAL, NORMAL = 5, 20
+NATURAL, NORMAL = 12, 20
 """Defective and normal training images of the miniature of KolektorSDD2."""
 
 
@@ -58,9 +58,9 @@ def test_the_training_split_is_served_as_it_comes_and_labels_are_hidden(sdd2):
 
 
 def test_held_out_training_images_keep_their_truth(sdd2):
-    datamodule = ready(sdd2(val_split_mode="from_train", val_split_ratio=0.4, seed=0))
+    datamodule = ready(sdd2(val_split_mode="from_train", val_split_ratio=0.25, seed=0))
     truth = datamodule.contamination
-    assert truth["split"].value_counts().to_dict() == {"train": 15, "val": 10}
+    assert truth["split"].value_counts().to_dict() == {"train": 24, "val": 8}
     assert truth["injected"].sum() == NATURAL
 
 
@@ -69,17 +69,15 @@ def test_a_contamination_of_the_clean_split_draws_from_its_own_anomalies(sdd2):
     assert len(clean.train_data) == NORMAL
     assert not clean.contamination["injected"].any()
     assert clean.name != natural.name
-    parts = {
-        ratio: ready(ContaminatedDataModule(sdd2(clean=True), ratio=ratio, max_ratio=0.25)) for ratio in (0.1, 0.25)
-    }
+    parts = {ratio: ready(ContaminatedDataModule(sdd2(clean=True), ratio=ratio, max_ratio=0.6)) for ratio in (0.1, 0.6)}
     assert len(parts[0.1].train_data) == NORMAL + 2
     # With as many as there are, the training set is the one that comes with the data set, image by image.
-    assert names(parts[0.25].train_data) == names(natural.train_data)
+    assert names(parts[0.6].train_data) == names(natural.train_data)
     for part in parts.values():
         assert names(part.test_data) == names(natural.test_data)
         assert not part.contamination["natural"].any()
-    with pytest.raises(ValueError, match=r"5 anomalies may be drawn, 8 are needed"):
-        ready(ContaminatedDataModule(sdd2(clean=True), ratio=0.4))
+    with pytest.raises(ValueError, match=r"12 anomalies may be drawn, 14 are needed"):
+        ready(ContaminatedDataModule(sdd2(clean=True), ratio=0.7))
     labelled = ready(FewShotDataModule(sdd2(clean=True), shots=3))
     assert labelled.train_data.samples["label_index"].sum() == 3
     assert names(labelled.train_data) <= names(natural.train_data)
@@ -91,9 +89,9 @@ def test_a_contamination_of_the_natural_split_comes_on_top_of_it(sdd2):
     assert as_it_is.contamination["injected"].sum() == as_it_is.contamination["natural"].sum() == NATURAL
     more = ready(ContaminatedDataModule(sdd2(), ratio=0.2))
     truth = more.contamination
-    assert (truth["injected"].sum(), truth["natural"].sum()) == (2 * NATURAL, NATURAL)
-    assert more._description()["training_images_injected"] == NATURAL
-    assert len(more.test_data) == 18 - NATURAL
+    assert (truth["injected"].sum(), truth["natural"].sum()) == (NATURAL + 6, NATURAL)
+    assert more._description()["training_images_injected"] == 6
+    assert len(more.test_data) == 18 - 6
     assert not any(batch.gt_label.any() for batch in more.train_dataloader())
 
 
