@@ -4,8 +4,8 @@
 """KolektorSDD2, whose training split is contaminated by nature.
 
 Description:
-    Grey surfaces of a production line, some with a defect, in a training and a test split of fixed images. Both splits
-    hold defective images: 246 of 2331 training images, 110 of 1004 test images.
+    Surfaces of production items, some with a defect, in a training and a test split of fixed images. Both splits hold
+    defective images: 246 of 2331 training images, 110 of 1004 test images.
 
 License:
     Creative Commons Attribution-NonCommercial-ShareAlike 4.0 (CC BY-NC-SA 4.0); other uses are the authors' to allow.
