@@ -31,7 +31,7 @@ from types import ModuleType
 
 logger = logging.getLogger(__name__)
 
-DATAMODULES = ("ContaminatedDataModule", "FewShotDataModule", "ProceduralSurfaces")
+DATAMODULES = ("ContaminatedDataModule", "FewShotDataModule", "KolektorSDD2", "ProceduralSurfaces", "VIADUCT")
 MODELS = (
     "CoMetDifferNet",
     "CoMetFastflow",

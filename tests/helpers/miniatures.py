@@ -211,6 +211,37 @@ def kolektor(root: Path) -> Miniature:
     return Miniature("Kolektor", {"root": str(root)}, {"Bad": 12})
 
 
+def kolektor_sdd2(root: Path) -> Miniature:
+    """Anomalies in both splits, masks of all images beside them, and the stray copies of the published archive."""
+    for split, first, good, bad in (("train", 10000, TRAIN, ANOMALIES), ("test", 20000, TEST, ANOMALIES)):
+        total = good + bad
+        for number in range(total):
+            defect = (number + 1) * bad // total > number * bad // total  # evenly spread
+            write_image(root / split / f"{first + number}.png", defect=defect)
+            write_mask(root / split / f"{first + number}_GT.png", defect=defect)
+    for name in ("10001 (copy).png", "10001_GT (copy).png"):
+        write_image(root / "train" / name)
+    return Miniature("KolektorSDD2", {"root": str(root)}, {"defect": ANOMALIES})
+
+
+def kolektor_sdd2_clean(root: Path) -> Miniature:
+    """Without the anomalies of the training split, from which a contamination then draws."""
+    miniature = kolektor_sdd2(root)
+    return Miniature("KolektorSDD2", {**miniature.init_args, "clean": True}, miniature.types, extra={"own_pool": True})
+
+
+def viaduct(root: Path) -> Miniature:
+    """Normal validation images of its own, and masks by both rules for their names."""
+    folder = root / "05_cable_end_sleeve"
+    _images(folder / "train" / "good", TRAIN)
+    _images(folder / "val" / "good", 4)
+    _images(folder / "test" / "good", TEST)
+    for name, count in TYPES.items():
+        for path in _images(folder / "test" / name, count, defect=True):
+            write_mask(folder / "ground_truth" / name / (path.name if name == "cut" else f"{path.stem}_mask.png"))
+    return Miniature("VIADUCT", {"root": str(root), "category": folder.name}, TYPES)
+
+
 def visa(root: Path) -> Miniature:
     rows = []
     for split, label, count in (("train", "normal", TRAIN), ("test", "normal", TEST), ("test", "anomaly", ANOMALIES)):
@@ -402,6 +433,7 @@ MINIATURES: dict[str, Callable[[Path], Miniature]] = {
         folder_plain,
         kaputt,
         kolektor,
+        kolektor_sdd2_clean,
         mpdd,
         mvtec_loco,
         mvtecad,
@@ -414,10 +446,11 @@ MINIATURES: dict[str, Callable[[Path], Miniature]] = {
         realiad,
         tabular,
         vad,
+        viaduct,
         visa,
         adam3d,
         folder3d,
         mvtec3d,
     )
 }
-"""Writers by name: every image and depth data module of anomalib 2.7, and variants with traps of their own."""
+"""Writers by name: every image and depth data module of anomalib 2.7, two of ours, and variants with traps."""

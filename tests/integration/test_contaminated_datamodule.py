@@ -157,7 +157,7 @@ def test_overlap_keeps_the_drawn_images_in_the_test_set(miniature):
     datamodule = contaminated(miniature, overlap=True)
     for part in ("val", "test"):
         assert len(paths(datamodule, part)) == len(paths(without, part))
-    if not any(miniature.extra.get(key) for key in ("synthetic_test", "unlabelled_test")):
+    if not any(miniature.extra.get(key) for key in ("synthetic_test", "unlabelled_test", "own_pool")):
         assert injected_paths(datamodule) <= evaluated(datamodule)
     batches(datamodule)
 

@@ -118,8 +118,8 @@ class ConfidentMetaLearning(_Detector):
             to ``"correlation"``.
         uncertainty_window (int): Number of task pairs (L_train, L_val) from which Sigma is taken, at least 3. Defaults
             to ``32``.
-        audit (bool): Whether the page and list of training images are written beside the run when training ends.
-            Defaults to ``True``.
+        audit (bool): Whether the page and list of training images and the picture of the history are written beside
+            the run when training ends. Defaults to ``True``.
         **kwargs: Arguments of the detector.
 
     Raises:
@@ -495,7 +495,7 @@ class ConfidentMetaLearning(_Detector):
     def _write_history(self, with_picture: bool) -> None:
         if self.trainer.is_global_zero:
             run = Path(self.trainer.default_root_dir)
-            self.history.write(run / HISTORY_FILE, run / HISTORY_PICTURE if with_picture else None)
+            self.history.write(run / HISTORY_FILE, run / HISTORY_PICTURE if with_picture and self.audit else None)
 
     def refresh_confidence(self, log: bool = True) -> None:
         """Score the training images in evaluation mode, without augmentation, and renew their weights.

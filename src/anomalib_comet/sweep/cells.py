@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .configuration import Sweep
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the numbers of a cell would change though its settings do not."""
 
 
@@ -79,6 +79,8 @@ def cells_of(sweep: Sweep) -> list[Cell]:
         sweep.seeds, categories, sweep.models.items(), sweep.overlap, sweep.ratios
     ):
         init_args = dict(sweep.data.init_args) | ({} if category is None else {"category": category})
+        if model.train_batch_size is not None:
+            init_args["train_batch_size"] = model.train_batch_size
         settings = {
             "model": {
                 "class_path": model.class_path,

@@ -131,9 +131,11 @@ def _check_data(cells: Sequence[Cell], executor: InProcess | OnRay, console: Con
         seen.setdefault((cell.settings["category"], cell.settings["overlap"]), cell.settings)
     for (category, overlap), settings in seen.items():
         counts = executor.call(check_data, settings)
+        natural = counts.get("train_anomalous_by_nature", 0)
         console.print(
             f"{category or settings['data']['class_path'].rpartition('.')[2]}{', overlap' if overlap else ''}: "
-            f"{counts['train_images'] - counts['train_injected']} normal training images, up to "
+            f"{counts['train_images'] - counts['train_injected'] - natural} normal training images"
+            f"{f', {natural} anomalous by nature' if natural else ''}, up to "
             f"{counts['train_injected']} injected; test set of {counts['test_normal']} normal and "
             f"{counts['test_anomalous']} anomalous images",
             markup=False,
@@ -173,7 +175,8 @@ def duration(seconds: float) -> str:
 
 
 def _report(sweep: Sweep, output: Path, console: Console, failed: int) -> int:
-    from .report import write_report  # noqa: PLC0415  # imports matplotlib
+    from .report import published_lines, write_report  # noqa: PLC0415  # imports matplotlib
+    from .statistics import beside_published  # noqa: PLC0415  # imports SciPy
 
     frame = result_frame(sweep, output)
     if frame.empty:
@@ -181,6 +184,8 @@ def _report(sweep: Sweep, output: Path, console: Console, failed: int) -> int:
         raise SweepError(msg)
     for path in write_report(sweep, frame, output):
         console.print(f"Written: {path}", markup=False)
+    for line in published_lines(beside_published(frame, sweep.published, max(1, len(sweep.categories)))):
+        console.print(line, markup=False)
     if failed:
         console.print(f"{failed} cells failed; the same command tries them again.")
     return 1 if failed else 0

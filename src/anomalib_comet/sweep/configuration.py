@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro", "f1_max", "audit_ap")
+METRICS = (
+    "image_auroc",
+    "image_ap",
+    "f1",
+    "precision",
+    "recall",
+    "pixel_auroc",
+    "aupro",
+    "f1_max",
+    "audit_ap",
+)
 """Columns of the result that have curves and may be published values, in the order of the report."""
 
 T = TypeVar("T")
@@ -50,6 +58,7 @@ class ModelEntry:
         max_epochs: Training epochs; ``None`` for those of the sweep.
         trainer: Arguments of Lightning's trainer on top of the sweep's.
         image_size: Height and width of the model's own default pre-processing; ``None`` for the model's default.
+        train_batch_size: Images in a training batch; ``None`` for what ``data`` says.
         backbone_weights: Local weights of a timm backbone for a model of anomalib that would download them.
         resources: What one cell occupies; ``None`` for the sweep's.
     """
@@ -59,6 +68,7 @@ class ModelEntry:
     max_epochs: int | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
     image_size: list[int] | None = None
+    train_batch_size: int | None = None
     backbone_weights: str | None = None
     resources: Resources | None = None
 
@@ -107,6 +117,7 @@ class Sweep:
         models: The models by the label that they have in the result.
         data: The data module.
         categories: Categories of the data module, each a data set of its own; empty for the one that ``data`` names.
+            In a file ``all`` stands for the folders with training images below ``data.init_args.root``.
         ratios: Injected anomalies per normal training image, each in [0, 1].
         overlap: Protocols: ``false`` if injected images leave the test set, ``true`` if they stay in it too.
         seeds: Seeds of draw, initial weights and order of the images.
@@ -157,9 +168,13 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
         msg = f"--config: {path} is no sweep: it needs at least `models` and `data`."
         raise SweepError(msg)
     content = _unshared(content)
+    categories = content.get("categories")
     for change in changes:
         _change(content, change)
-    return sweep_from(content)
+    sweep = sweep_from(content, part=bool(changes))
+    if content.get("categories") != categories:  # a mean over others is not the published one
+        sweep = replace(sweep, published=[entry for entry in sweep.published if entry.category is not None])
+    return sweep
 
 
 def _unshared(value: Any) -> Any:
@@ -190,11 +205,13 @@ def _change(content: dict[str, Any], change: str) -> None:
         raise SweepError(msg) from error
 
 
-def sweep_from(content: Mapping[str, Any]) -> Sweep:
+def sweep_from(content: Mapping[str, Any], part: bool = False) -> Sweep:
     """Make a sweep from plain data, and check everything that can be checked without its models and images.
 
     Args:
         content: Keys as the attributes of :class:`Sweep`.
+        part: Whether it is a part of a larger sweep, such as one category of all: published values of the rest are
+            then left out. Otherwise they are an error. Defaults to ``False``.
 
     Raises:
         SweepError: If a key is unknown or missing, or a value is wrong.
@@ -214,12 +231,36 @@ def sweep_from(content: Mapping[str, Any]) -> Sweep:
         msg = "published: it has to be a list of values."
         raise SweepError(msg)
     plain["published"] = [_filled(Published, entry, f"published[{k}]") for k, entry in enumerate(published)]
+    if plain.get("categories") == "all":
+        plain["categories"] = _all_categories(plain["data"])
     for name in ("categories", "ratios", "overlap", "seeds"):
         if name in plain and not isinstance(plain[name], list):
             plain[name] = [plain[name]]
     sweep = _filled(Sweep, plain, "")
+    if part:
+        sweep = replace(sweep, published=[entry for entry in sweep.published if _is_of(entry, sweep)])
     _check(sweep)
     return sweep
+
+
+def _all_categories(data: DataEntry) -> list[str]:
+    root = data.init_args.get("root") if isinstance(data.init_args, dict) else None
+    found = sorted(path.parent.name for path in Path(root).expanduser().glob("*/train")) if root else []
+    if not found:
+        msg = (
+            f"categories: all stands for the folders below data.init_args.root that have a folder train, and {root} "
+            "has none: set the root to where the data set is."
+        )
+        raise SweepError(msg)
+    return found
+
+
+def _is_of(entry: Published, sweep: Sweep) -> bool:
+    return (
+        entry.ratio in [None, *sweep.ratios]
+        and entry.overlap in [None, *sweep.overlap]
+        and entry.category in [None, *sweep.categories]
+    )
 
 
 def _model(where: str, entry: Any) -> ModelEntry:
@@ -285,10 +326,11 @@ def _check_rest(sweep: Sweep) -> None:
     _check_types("data.", sweep.data)
     _check_types("", sweep, "trainer")
     _check_resources("resources", sweep.resources)
-    _check_epochs("max_epochs", sweep.max_epochs)
+    _check_count("max_epochs", sweep.max_epochs)
     for label, entry in sweep.models.items():
         _check_types(f"models.{label}.", entry)
-        _check_epochs(f"models.{label}.max_epochs", entry.max_epochs)
+        _check_count(f"models.{label}.max_epochs", entry.max_epochs)
+        _check_count(f"models.{label}.train_batch_size", entry.train_batch_size)
         _check_resources(f"models.{label}.resources", entry.resources)
         size = entry.image_size
         if size is not None and not (isinstance(size, list) and len(size) == 2 and all(map(_whole, size))):  # noqa: PLR2004
@@ -307,7 +349,7 @@ def _check_types(where: str, entry: Any, *names: str) -> None:
             raise SweepError(msg)
 
 
-def _check_epochs(where: str, value: int | None) -> None:
+def _check_count(where: str, value: int | None) -> None:
     if value is not None and not (_whole(value) and value >= 1):
         msg = f"{where}: it has to be a whole number of at least 1, got {value}."
         raise SweepError(msg)

@@ -38,10 +38,10 @@ from anomalib_comet.audit.evaluation import average_precision
 from anomalib_comet.audit.report import training_frame
 from anomalib_comet.backbones import timm_name_without_download
 from anomalib_comet.data import ContaminatedDataModule
-from anomalib_comet.training_set import evaluating
 
 from .configuration import SweepError
-from .metrics import image_metrics, pixel_metrics
+from .metrics import image_metrics, metrics_at, pixel_metrics
+from .predicting import predictions_of_test_set, threshold_without_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -76,12 +76,16 @@ def measure_cell(settings: Mapping[str, Any]) -> dict[str, Any]:
             engine = _trained(model, data, settings, folder)
             trained = time.perf_counter()
             scores = predictions_of_test_set(model, data, engine.trainer.strategy.root_device)
+            threshold = threshold_without_labels(model, data, engine.trainer.strategy.root_device)
             tested = time.perf_counter()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         row = {
             **_counts(data),
             **image_metrics(scores["score"], scores["label"]),
+            **metrics_at(threshold, scores["score"], scores["label"]),
+            "threshold": threshold,
+            "threshold_images": "validation" if settings["val_split_ratio"] else "training",
             **pixel_metrics(scores["map"], scores["mask"]),
             **_audit(model, data),
             "epochs": engine.trainer.current_epoch,
@@ -266,66 +270,16 @@ def _trained(model: AnomalibModule, data: ContaminatedDataModule, settings: Mapp
     return engine
 
 
-@torch.no_grad()
-def predictions_of_test_set(
-    model: AnomalibModule, data: ContaminatedDataModule, device: torch.device
-) -> dict[str, Any]:
-    """Return what a model in evaluation mode gives for the test set, un-normalised: a normalised score saturates.
-
-    Args:
-        model: A trained model.
-        data: Its data, set up.
-        device: Where to run it.
-
-    Returns:
-        ``score`` of shape (N,) and ``label`` of shape (N,) as arrays, ``map`` and ``mask`` as lists of arrays of shape
-        (H, W), empty where the model gives no maps or the images have no masks.
-
-    Raises:
-        SweepError: If the model gives neither scores nor maps, or one that is not finite.
-    """
-    model.to(device)
-    transform = getattr(model.pre_processor, "transform", None)
-    parts: dict[str, list[Any]] = {"score": [], "label": [], "map": [], "mask": []}
-    with evaluating(model):
-        for loaded in data.test_dataloader():
-            batch = model.transfer_batch_to_device(loaded, device, 0)
-            if transform is not None:
-                batch.image, batch.gt_mask = transform(batch.image, batch.gt_mask)
-            labels, masks = batch.gt_label.cpu().numpy(), batch.gt_mask
-            predicted: Any = model.validation_step(batch, 0)
-            maps, scores = predicted.anomaly_map, predicted.pred_score
-            if maps is not None:
-                maps = maps.reshape(len(labels), 1, *maps.shape[-2:]).float()
-                scores = maps.amax(dim=(1, 2, 3)) if scores is None else scores  # as anomalib's post-processor
-            if scores is None:
-                msg = f"{type(model).__name__} gives neither an anomaly score nor an anomaly map."
-                raise SweepError(msg)
-            parts["score"].append(scores.reshape(len(labels)).double().cpu().numpy())
-            parts["label"].append(labels.astype(bool))
-            if maps is not None and masks is not None:
-                if maps.shape[-2:] != masks.shape[-2:]:
-                    maps = torch.nn.functional.interpolate(maps, masks.shape[-2:], mode="bilinear")
-                parts["map"] += list(maps[:, 0].cpu().numpy())
-                parts["mask"] += list(masks.reshape(len(labels), *masks.shape[-2:]).cpu().numpy().astype(bool))
-    score, label = np.concatenate(parts["score"]), np.concatenate(parts["label"])
-    if not np.isfinite(score).all():
-        bad = int((~np.isfinite(score)).sum())
-        msg = f"{type(model).__name__} gives {bad} of {len(score)} test images no finite score: its training diverged."
-        raise SweepError(msg)
-    return {"score": score, "label": label, "map": parts["map"], "mask": parts["mask"]}
-
-
 def _counts(data: ContaminatedDataModule) -> dict[str, Any]:
     truth = data.contamination
     training = truth[truth["split"] == "train"]
     samples = data.test_data.samples
     # Only names: the folder may be another one on another machine.
     names = sorted("/".join(Path(path).parts[-2:]) for path in samples["image_path"])
-    natural = int(_known_anomalies(data, training["image_path"]).sum())
+    natural = int(training["natural"].sum())
     return {
         "train_images": len(training),
-        "train_injected": int(training["injected"].sum()),
+        "train_injected": int(training["injected"].sum()) - natural,
         **({"train_anomalous_by_nature": natural} if natural else {}),
         "validation_images": int((truth["split"] == "val").sum()),
         "test_normal": int((samples["label_index"] == 0).sum()),
@@ -334,21 +288,13 @@ def _counts(data: ContaminatedDataModule) -> dict[str, Any]:
     }
 
 
-def _known_anomalies(data: ContaminatedDataModule, paths: Any) -> np.ndarray:
-    """Return which images the wrapped data module knows to be anomalous though it serves them as normal ones."""
-    known = getattr(data.datamodule, "contamination", None)
-    hidden = set() if known is None else set(known.loc[known["injected"], "image_path"])
-    return np.array([path in hidden for path in paths], dtype=bool)
-
-
 def _audit(model: AnomalibModule, data: ContaminatedDataModule) -> dict[str, float]:
     """Return how well the scores that training kept find the anomalies among its images, where both are known."""
     frame = training_frame(model)
     if frame is None:
         return {}
     truth = data.contamination
-    anomalous = truth["injected"].to_numpy(dtype=bool) | _known_anomalies(data, truth["image_path"])
-    hidden = frame["image_path"].isin(set(truth["image_path"][anomalous])).to_numpy()
+    hidden = frame["image_path"].isin(set(truth.loc[truth["injected"], "image_path"])).to_numpy()
     if not hidden.any():
         return {}
     return {

@@ -13,6 +13,8 @@ import torch
 from anomalib.metrics import AUPRO
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from anomalib_comet.confident_meta_learning.confidence import iqr_threshold
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,8 +30,8 @@ def image_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         labels: Whether an image is anomalous, shape (N,).
 
     Returns:
-        ``image_auroc``, ``image_ap``, and ``f1_max`` with the ``precision`` and ``recall`` at its threshold. That
-        threshold is the best one for the test set, so the three are bounds that no chosen threshold exceeds. Empty if
+        ``image_auroc``, ``image_ap``, and ``f1_max`` with ``precision_at_f1_max`` and ``recall_at_f1_max``. Their
+        threshold is the best one for the test set, which nobody has: no chosen threshold reaches a larger F1. Empty if
         all images are of one kind.
     """
     labels = np.asarray(labels, dtype=bool)
@@ -42,8 +44,42 @@ def image_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         "image_auroc": float(roc_auc_score(labels, scores)),
         "image_ap": float(average_precision_score(labels, scores)),
         "f1_max": float(f1[best]),
-        "precision": float(precision[best]),
-        "recall": float(recall[best]),
+        "precision_at_f1_max": float(precision[best]),
+        "recall_at_f1_max": float(recall[best]),
+    }
+
+
+def label_free_threshold(scores: np.ndarray) -> float:
+    """Return the threshold ``Q3 + 1.5 (Q3 - Q1)`` over scores of images whose labels are not known.
+
+    It is the rule of :class:`.LabelFreePostProcessor` and of CoMet's confidence weights, for every model the same.
+
+    Args:
+        scores: Anomaly scores of training or validation images, shape (N,), finite, not empty.
+    """
+    return float(iqr_threshold(torch.from_numpy(np.asarray(scores, dtype=float))))
+
+
+def metrics_at(threshold: float, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return how well images above a threshold are the anomalous ones.
+
+    Args:
+        threshold: Images with a larger score are called anomalous.
+        scores: Anomaly scores, shape (N,), finite.
+        labels: Whether an image is anomalous, shape (N,).
+
+    Returns:
+        ``f1``, ``precision`` and ``recall``; all 0 if no anomalous image is above the threshold. Empty if all images
+        are of one kind.
+    """
+    labels, called = np.asarray(labels, dtype=bool), np.asarray(scores) > threshold
+    if labels.all() or not labels.any():
+        return {}
+    hits = int((called & labels).sum())
+    return {
+        "f1": 2 * hits / int(called.sum() + labels.sum()),
+        "precision": hits / max(int(called.sum()), 1),
+        "recall": hits / int(labels.sum()),
     }
 
 

@@ -22,7 +22,10 @@ NAMES = {
     "image_ap": "Image average precision",
     "pixel_auroc": "Pixel AUROC",
     "aupro": "AUPRO (up to 30 % false positives)",
-    "f1_max": "Best F1",
+    "f1": "F1 at the threshold without labels",
+    "precision": "Precision at the threshold without labels",
+    "recall": "Recall at the threshold without labels",
+    "f1_max": "F1 at the best threshold for the test set",
     "audit_ap": "Average precision of finding injected images",
 }
 MIN_SEEDS = 3

@@ -174,20 +174,45 @@ def _half(low: float, high: float) -> str:
     return "" if math.isnan(low) else f" ± {(high - low) / 2:.3f}"
 
 
+def published_lines(published: pd.DataFrame) -> list[str]:
+    """Return each published value beside the measured one, a line a value.
+
+    Args:
+        published: Result of :func:`.statistics.beside_published`.
+    """
+    lines = []
+    for row in published.to_dict("records"):
+        said = f"{row['model']}, {NAMES[row['metric']]}, {_where(row)}: published {row['published']:.3f}"
+        lines.append(f"{said}, {'not measured' if math.isnan(row['measured']) else 'measured ' + _measured(row)}")
+    return lines
+
+
+def _where(row: dict[Any, Any]) -> str:
+    ratio, overlap = row["ratio"], row["overlap"]
+    parts = [str(row["category"] or ""), "" if ratio is None or math.isnan(ratio) else f"r = {ratio:g}"]
+    return ", ".join(filter(None, [*parts, "overlap" if overlap is True else ""]))
+
+
+def _measured(row: dict[Any, Any]) -> str:
+    """Mean and standard deviation over seeds; nothing to say about the spread of a single one."""
+    seeds = f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}"
+    spread = "" if math.isnan(row["sd"]) else f" ± {row['sd']:.3f}"
+    return f"{row['measured']:.3f}{spread} ({seeds})"
+
+
 def _published(published: pd.DataFrame) -> str:
     if published.empty:
         return ""
     rows = []
     for row in published.to_dict("records"):
-        ratio = row["ratio"]
-        where = [str(row["category"] or ""), "" if ratio is None or math.isnan(ratio) else f"r = {ratio:g}"]
         missing = math.isnan(row["measured"])
-        measured = "not measured" if missing else f"{row['measured']:.3f}{_half(row['low'], row['high'])}"
+        named = [str(row["model"]), NAMES[row["metric"]], _where(row)]
+        measured = "not measured" if missing else _measured(row)
         change = "" if missing else f"{row['difference']:+.3f}"
-        named = [str(row["model"]), NAMES[row["metric"]], ", ".join(filter(None, where))]
         rows.append([*map(html.escape, named), f"{row['published']:.3f}", measured, change, html.escape(row["source"])])
     head = ["model", "metric", "of", "published", "measured", "difference", "source"]
-    return f"<section><h2>Beside published values</h2>{_table('', head, rows)}</section>\n"
+    caption = "Measured: mean ± standard deviation over seeds, each seed being the mean over its categories."
+    return f"<section><h2>Beside published values</h2>{_table(caption, head, rows)}</section>\n"
 
 
 def _cells(frame: pd.DataFrame) -> str:

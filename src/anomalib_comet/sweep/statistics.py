@@ -122,8 +122,9 @@ def beside_published(frame: pd.DataFrame, published: Sequence[Published], catego
         categories: Number of categories of the sweep, 1 for a single data set.
 
     Returns:
-        Columns ``model``, ``metric``, ``category``, ``ratio``, ``overlap``, ``published``, ``measured`` (NaN where
-        cells are missing), ``low``, ``high``, ``difference``, ``seeds`` and ``source``.
+        Columns ``model``, ``metric``, ``category``, ``ratio``, ``overlap``, ``published``, ``measured`` (mean over
+        seeds; NaN where cells are missing), ``sd`` over seeds, ``low`` and ``high`` of the interval, ``difference``,
+        ``seeds`` and ``source``.
     """
     rows = []
     for entry in published:
@@ -146,6 +147,7 @@ def beside_published(frame: pd.DataFrame, published: Sequence[Published], catego
                 "overlap": entry.overlap,
                 "published": entry.value,
                 "measured": mean,
+                "sd": float(values["value"].std(ddof=1)) if len(values) > 1 else math.nan,
                 "low": low,
                 "high": high,
                 "difference": mean - entry.value,

@@ -69,6 +69,45 @@ def test_values_can_be_replaced_from_the_command_line(tmp_path):
     assert sweep.models["A"].init_args == {"n_features": 3}
 
 
+PUBLISHED = """
+models: {A: {class_path: Padim, train_batch_size: 4}}
+data: {class_path: MVTecAD, init_args: {train_batch_size: 32}}
+categories: [bottle, grid]
+ratios: [0, 0.1]
+published:
+  - {model: A, metric: image_auroc, value: 0.9, ratio: 0, source: s}
+  - {model: A, metric: recall, value: 0.8, ratio: 0.1, source: s}
+  - {model: A, metric: image_auroc, value: 0.7, ratio: 0.1, category: grid, source: s}
+"""
+
+
+def test_a_part_of_a_published_sweep_keeps_only_the_values_that_it_can_measure(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(PUBLISHED)
+    assert [entry.value for entry in read_sweep(path).published] == [0.9, 0.8, 0.7]
+    assert [entry.value for entry in read_sweep(path, ["ratios=[0.1]"]).published] == [0.8, 0.7]
+    # The mean over one category is not the published mean over two.
+    assert [entry.value for entry in read_sweep(path, ["categories=[grid]"]).published] == [0.7]
+    assert read_sweep(path, ["categories=[bottle]"]).published == []
+
+
+def test_a_batch_size_of_one_model_goes_before_that_of_the_data(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(PUBLISHED)
+    sizes = {cell.settings["data"]["init_args"]["train_batch_size"] for cell in cells_of(read_sweep(path))}
+    assert sizes == {4}
+
+
+def test_all_categories_are_the_folders_with_training_images(tmp_path):
+    for name in ("b/train", "a/train", "c/test"):
+        (tmp_path / name).mkdir(parents=True)
+    data = {"class_path": "VIADUCT", "init_args": {"root": str(tmp_path)}}
+    assert sweep_from({**SMALL, "data": data, "categories": "all"}).categories == ["a", "b"]
+    data["init_args"]["root"] = str(tmp_path / "c")
+    with pytest.raises(SweepError, match=r"categories: all stands for .* has none: set the root"):
+        sweep_from({**SMALL, "data": data, "categories": "all"})
+
+
 def test_a_change_of_one_model_leaves_the_one_that_shares_its_arguments(tmp_path):
     path = tmp_path / "sweep.yaml"
     path.write_text(

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from anomalib_comet.sweep import Published
-from anomalib_comet.sweep.metrics import image_metrics, pixel_metrics
+from anomalib_comet.sweep.metrics import image_metrics, label_free_threshold, metrics_at, pixel_metrics
+from anomalib_comet.sweep.report import published_lines
 from anomalib_comet.sweep.statistics import beside_published, curves, differing_test_sets, mean_interval, seed_means
 
 
@@ -61,6 +62,13 @@ def test_published_values_stand_beside_the_mean_of_their_cells():
     assert result["difference"].tolist()[:2] == pytest.approx([-0.15, 0.0])
     assert math.isnan(result["measured"][2])
     assert result["seeds"].tolist() == [2, 2, 0]
+    assert published_lines(result) == [
+        "A, Image AUROC, mean, r = 0.1: published 0.900, measured 0.750 ± 0.000 (2 seeds)",
+        "A, Image AUROC, a, r = 0.1: published 0.700, measured 0.700 ± 0.000 (2 seeds)",
+        "B, Image AUROC, mean, r = 0.1: published 0.500, not measured",
+    ]
+    frame.loc[frame["seed"] == 1, "image_auroc"] += 0.2
+    assert beside_published(frame, entries[:1], categories=2)["sd"].tolist() == pytest.approx([0.2 / math.sqrt(2)])
 
 
 def test_test_sets_that_differ_are_named():
@@ -75,8 +83,20 @@ def test_image_metrics_by_hand():
     found = image_metrics(np.array([40.0, 30.0, 20.0, 10.0]), np.array([1, 0, 1, 0]))
     assert found["image_auroc"] == pytest.approx(0.75)
     assert found["image_ap"] == pytest.approx(5 / 6)
-    assert (found["f1_max"], found["precision"], found["recall"]) == pytest.approx((0.8, 2 / 3, 1.0))
+    best = (found["f1_max"], found["precision_at_f1_max"], found["recall_at_f1_max"])
+    assert best == pytest.approx((0.8, 2 / 3, 1.0))
     assert image_metrics(np.array([1.0, 2.0]), np.array([1, 1])) == {}
+
+
+def test_metrics_at_a_threshold_that_no_label_has_set():
+    # Quartiles 2 and 4 of the training scores: the fence is 4 + 1.5 * 2 = 7.
+    threshold = label_free_threshold(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert threshold == 7
+    # Above it, strictly: one of three anomalies and one of two normal images.
+    found = metrics_at(threshold, np.array([8.0, 7.0, 1.0, 9.0, 2.0]), np.array([1, 1, 1, 0, 0]))
+    assert (found["precision"], found["recall"], found["f1"]) == pytest.approx((1 / 2, 1 / 3, 2 / 5))
+    assert set(metrics_at(99.0, np.array([1.0, 2.0]), np.array([0, 1])).values()) == {0}
+    assert metrics_at(0.0, np.array([1.0, 2.0]), np.array([1, 1])) == {}
 
 
 def test_scores_far_beyond_one_do_not_saturate():

@@ -42,9 +42,10 @@ class ContaminatedDataModule(AnomalibDataModule):
     """Any anomalib image data module, with anomalies injected into its training set as if they were normal.
 
     Anomalies are drawn from the wrapped data module's test and validation images, stratified by defect type and by a
-    seed, and added to its normal training images. They look normal to a model: their label and mask are those of a
-    normal image. Their true state is kept in :attr:`contamination`, for the evaluation of an audit only. Batch sizes,
-    workers and augmentations are those of the wrapped data module.
+    seed, and added to its normal training images. Where it has anomalies that it left out of its own training split
+    (``KolektorSDD2(clean=True)``), they are drawn from these instead, and the test set stays whole. They look normal to
+    a model: their label and mask are those of a normal image. Their true state is kept in :attr:`contamination`, for
+    the evaluation of an audit only. Batch sizes, workers and augmentations are those of the wrapped data module.
 
     Each ``fit`` writes the draw to ``contamination.json`` in the run's folder.
 
@@ -219,7 +220,8 @@ class ContaminatedDataModule(AnomalibDataModule):
 
         Returns:
             pd.DataFrame: One row for each image with the columns ``image_path``, ``injected`` (an anomaly that is
-                labelled normal), ``labelled`` (an anomaly that is labelled so), ``defect_type`` (empty for normal
+                labelled normal), ``natural`` (one of these that was not drawn, but is part of the data set's own
+                training split), ``labelled`` (an anomaly that is labelled so), ``defect_type`` (empty for normal
                 images), ``mask_path`` (true mask, empty if there is none), ``source_path`` (differs from
                 ``image_path`` for re-sampled copies) and ``split`` (``train`` or ``val``).
 
@@ -227,17 +229,7 @@ class ContaminatedDataModule(AnomalibDataModule):
             RuntimeError: If :meth:`setup` was not called yet.
         """
         parts = [self.train_data, self.val_data] if self.draw and self.hold_out else [self.train_data]
-        truth = pd.concat([part.samples for part in parts], ignore_index=True)
-        columns = {
-            "image_path": "image_path",
-            frames.INJECTED: "injected",
-            frames.LABELLED: "labelled",
-            frames.TRUE_DEFECT_TYPE: "defect_type",
-            frames.TRUE_MASK_PATH: "mask_path",
-            frames.SOURCE_PATH: "source_path",
-            "split": "split",
-        }
-        return truth[list(columns)].set_axis(list(columns.values()), axis=1)
+        return frames.truth_of(pd.concat([part.samples for part in parts], ignore_index=True))
 
     def prepare_data(self) -> None:
         """Let the wrapped data module download and convert its images."""
@@ -285,7 +277,8 @@ class ContaminatedDataModule(AnomalibDataModule):
             "injected_count": draw.hidden,
             "injected_by_defect_type": protocol.counts_by_type(draw.injected),
             "training_images": len(in_training),
-            "training_images_injected": int(in_training["injected"].sum()),
+            "training_images_injected": int((in_training["injected"] & ~in_training["natural"]).sum()),
+            "training_images_anomalous_by_nature": int(in_training["natural"].sum()),
             "validation": "from_train" if self.hold_out else f"inner ({self.datamodule.val_split_mode.value})",
             "test_images_normal": int((labels == LabelName.NORMAL).sum()),
             "test_images_anomalous": int((labels == LabelName.ABNORMAL).sum()),

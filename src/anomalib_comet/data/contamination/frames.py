@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 INJECTED = "injected"
 """Column of the training frame: the image is an anomaly that is labelled normal."""
+NATURAL = "natural"
+"""Column of the training frame: the injected image is one that the data set itself has in its training split."""
 LABELLED = "labelled"
 """Column of the training frame: the image is an anomaly that is labelled so."""
 TRUE_DEFECT_TYPE = "true_defect_type"
@@ -188,6 +190,7 @@ def training_rows(
     rows["label_index"] = int(LabelName.NORMAL if hide else LabelName.ABNORMAL)
     rows["mask_path"] = [""] * len(anomalies) if hide else anomalies["mask_path"].to_list()
     rows[INJECTED] = hide
+    rows[NATURAL] = False
     rows[LABELLED] = not hide
     rows[TRUE_DEFECT_TYPE] = anomalies[TRUE_DEFECT_TYPE].to_list()
     rows[TRUE_MASK_PATH] = anomalies["mask_path"].to_list()
@@ -210,19 +213,63 @@ def normal_training_rows(frame: pd.DataFrame) -> pd.DataFrame:
     injected image would tell what it is.
 
     Args:
-        frame (pd.DataFrame): Cleaned rows of normal images.
+        frame (pd.DataFrame): Cleaned rows of normal images, and of anomalies that the data set itself hides among them.
 
     Returns:
         pd.DataFrame: The same rows with the same columns as :func:`training_rows`.
     """
     rows = frame.reset_index(drop=True)
     rows["mask_path"] = [""] * len(rows)
-    rows[INJECTED] = False
+    # What a data set hides of its own training split stays known: such rows are anomalies labelled normal too.
+    rows[NATURAL] = rows[NATURAL].astype(bool) if NATURAL in rows else False
+    rows[INJECTED] = rows[NATURAL]
     rows[LABELLED] = False
-    rows[TRUE_DEFECT_TYPE] = ""
-    rows[TRUE_MASK_PATH] = ""
+    for column in (TRUE_DEFECT_TYPE, TRUE_MASK_PATH):
+        rows[column] = rows[column].fillna("") if column in rows else ""
     rows[SOURCE_PATH] = rows["image_path"]
     return rows
+
+
+def with_natural_anomalies_hidden(frame: pd.DataFrame, normal_label: str) -> pd.DataFrame:
+    """Make the anomalies of a training split look normal, and keep what they are in the columns of the truth.
+
+    Args:
+        frame (pd.DataFrame): Samples with true labels, defect types as ``label`` and masks.
+        normal_label (str): ``label`` of a normal image.
+
+    Returns:
+        pd.DataFrame: The same images, all labelled normal and without masks; ``attrs`` kept.
+    """
+    rows = cleaned(frame)
+    anomalies = rows["label_index"] == LabelName.ABNORMAL
+    rows[NATURAL] = anomalies
+    rows[TRUE_DEFECT_TYPE] = rows["label"].where(anomalies, "")
+    rows[TRUE_MASK_PATH] = rows["mask_path"].where(anomalies, "")
+    rows["label"], rows["label_index"], rows["mask_path"] = normal_label, int(LabelName.NORMAL), ""
+    return rows
+
+
+def truth_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the truth about training images under the names that an evaluation reads.
+
+    Args:
+        rows (pd.DataFrame): Training rows of :func:`normal_training_rows` and :func:`training_rows`.
+
+    Returns:
+        pd.DataFrame: ``image_path``, ``injected``, ``natural``, ``labelled``, ``defect_type``, ``mask_path``,
+        ``source_path`` and ``split``.
+    """
+    columns = {
+        "image_path": "image_path",
+        INJECTED: "injected",
+        NATURAL: "natural",
+        LABELLED: "labelled",
+        TRUE_DEFECT_TYPE: "defect_type",
+        TRUE_MASK_PATH: "mask_path",
+        SOURCE_PATH: "source_path",
+        "split": "split",
+    }
+    return rows[list(columns)].set_axis(list(columns.values()), axis=1)
 
 
 def joined(frames: Sequence[pd.DataFrame], attrs: Mapping[Any, Any]) -> pd.DataFrame:

@@ -50,7 +50,8 @@ class Splits:
         train (AnomalibDataset): Training set.
         test (AnomalibDataset): The set that the wrapped test loader serves.
         val (AnomalibDataset | None): Validation set, if there is one.
-        found (list[AnomalibDataset]): Test and validation sets as read from disk.
+        found (list[AnomalibDataset]): Test and validation sets as read from disk, or, where the data module left
+            anomalies out of its own training split (``anomaly_pool``), these: what may be drawn.
         temporary_folders (list[Path]): Folders with synthetic images, to be removed by whoever uses the splits.
     """
 
@@ -208,6 +209,9 @@ def split_reproducibly(datamodule: AnomalibDataModule, test_split_mode: TestSpli
         else:
             inner.setup()
             found = _distinct([inner.test_data, getattr(inner, "val_data", None), _served_test_set(inner)])
+    pool = getattr(inner, "anomaly_pool", None)
+    if isinstance(pool, AnomalibDataset):
+        found = [pool]
     splits = Splits(
         train=inner.train_data,
         test=_served_test_set(inner),
