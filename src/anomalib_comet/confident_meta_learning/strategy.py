@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback
 from torch import nn
 from torch.func import functional_call
 
+from anomalib_comet.checkpoints import CheckpointWriter
+from anomalib_comet.guard import with_guard
 from anomalib_comet.training_set import TrainingSet
 
 from .confidence import anchored_scores
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import pandas as pd
-    from lightning.pytorch import LightningModule
+    from lightning.pytorch import Callback, LightningModule
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
     class _Detector(LightningModule):
@@ -67,7 +68,7 @@ WEIGHT_LEVELS = ("image", "patch")
 PATCH_METHODS = ("patch_losses", "patch_scores", "select_patches")
 
 
-class ConfidentMetaLearning(_Detector):
+class ConfidentMetaLearning(CheckpointWriter, _Detector):  # type: ignore[misc]  # as AnomalibModule's own bases
     """The CoMet training strategy: confidence weights, meta-learning, adaptive regulariser.
 
     A mixin, placed before the detector's Lightning module. The detector gives three methods, each over a
@@ -214,9 +215,8 @@ class ConfidentMetaLearning(_Detector):
 
     # ------------------------------------------------------------------------------------------------- the audit
     def configure_callbacks(self) -> list[Callback]:
-        """Return the detector's callbacks, and the one that writes the audit of the training set."""
-        found = super().configure_callbacks()
-        callbacks = [found] if isinstance(found, Callback) else list(found)
+        """Return the detector's callbacks, the one that sees faults early, and the one that writes the audit."""
+        callbacks = with_guard(super().configure_callbacks(), self._trainer)
         if self.audit:
             from anomalib_comet.audit import AuditReport  # noqa: PLC0415  # it imports this package
 
