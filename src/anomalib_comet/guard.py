@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SCALED_PRECISION = "16-mixed"
-"""Where a loss that is not finite belongs to the search for the loss scale."""
+"""Where an infinite loss belongs to the search for the loss scale."""
 
 
 class NonFiniteTrainingError(RuntimeError):
@@ -110,7 +110,8 @@ class TrainingGuard(Callback):
         Raises:
             NonFiniteTrainingError: If it is not finite.
         """
-        if trainer.precision != SCALED_PRECISION and not bool(torch.isfinite(loss).all()):
+        bad = torch.isnan(loss) if trainer.precision == SCALED_PRECISION else ~torch.isfinite(loss)
+        if bool(bad.any()):
             raise NonFiniteTrainingError(self._said_of_the_loss(trainer, pl_module, loss))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

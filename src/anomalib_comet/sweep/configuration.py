@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
+from .places import named_outside
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -157,6 +159,9 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
         msg = f"--config: {path} is no sweep: it needs at least `models` and `data`."
         raise SweepError(msg)
     content = _unshared(content)
+    outside = named_outside(content, {change.partition("=")[0] for change in changes})
+    if outside:
+        raise SweepError(outside)
     for change in changes:
         _change(content, change)
     return sweep_from(content)
