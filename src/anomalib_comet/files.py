@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import uuid
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -45,3 +48,16 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def may_fail(name: str) -> Iterator[None]:
+    """Go on with a warning where a file beside a run cannot be written: the training is worth more.
+
+    Args:
+        name: Name of the file, for the warning.
+    """
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s was not written (%s); training goes on.", name, error.strerror or error)

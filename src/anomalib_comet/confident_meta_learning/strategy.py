@@ -27,6 +27,7 @@ from torch import nn
 from torch.func import functional_call
 
 from anomalib_comet.checkpoints import CheckpointWriter
+from anomalib_comet.files import may_fail
 from anomalib_comet.guard import with_guard
 from anomalib_comet.training_set import TrainingSet
 
@@ -473,7 +474,8 @@ class ConfidentMetaLearning(CheckpointWriter, _Detector):  # type: ignore[misc] 
     def _write_history(self, with_picture: bool) -> None:
         if self.trainer.is_global_zero:
             run = Path(self.trainer.default_root_dir)
-            self.history.write(run / HISTORY_FILE, run / HISTORY_PICTURE if with_picture else None)
+            with may_fail(HISTORY_FILE):
+                self.history.write(run / HISTORY_FILE, run / HISTORY_PICTURE if with_picture else None)
 
     def refresh_confidence(self, log: bool = True) -> None:
         """Score the training images in evaluation mode, without augmentation, and renew their weights.
@@ -489,7 +491,8 @@ class ConfidentMetaLearning(CheckpointWriter, _Detector):  # type: ignore[misc] 
         self.confidence.refresh(paths, self.anchor(scores))
         self._refreshed_at = self.global_step
         if self.trainer.is_global_zero:
-            self.confidence.write_csv(Path(self.trainer.default_root_dir) / WEIGHTS_FILE, self._truth())
+            with may_fail(WEIGHTS_FILE):
+                self.confidence.write_csv(Path(self.trainer.default_root_dir) / WEIGHTS_FILE, self._truth())
         weights = self.confidence.lookup(paths)
         anchored = torch.tensor(list(self.confidence.scores.values()))
         numbers = {"confidence_threshold": self.confidence.threshold or 0.0, "weight_mean": float(weights.mean())}
