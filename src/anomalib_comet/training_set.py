@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.v2 import Compose, Resize
 
+from anomalib_comet.data.images import UnreadableImagesError, problems_in, sentence
 from .distributed import Ranks
 
 if TYPE_CHECKING:
@@ -111,11 +112,21 @@ class TrainingSet:
             generator=torch.Generator().manual_seed(0),  # a loader without one draws from the global generator
         )
         module = self._module
-        for raw in loader:
+        for raw in self._read(loader):
             batch = module.transfer_batch_to_device(raw, module.device, 0)
             if self._transform is not None:
                 batch.image, batch.gt_mask = self._transform(batch.image, batch.gt_mask)
             yield batch
+
+    def _read(self, loader: DataLoader) -> Iterator[Any]:
+        """Yield what a loader reads; where an image is broken, name it and all others that are."""
+        try:
+            yield from loader
+        except Exception as error:
+            problems = problems_in([self._dataset], decode=True)
+            if not problems:
+                raise
+            raise UnreadableImagesError(sentence(problems, len(self), "training images"), problems) from error
 
     @torch.no_grad()
     def scores(

@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from anomalib_comet.files import whole_file
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
@@ -108,13 +110,12 @@ class TrainingHistory:
         """
         if not self.rows:
             return
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        partial = csv.with_name(csv.name + ".partial")
         frame = self.frame()
-        frame.to_csv(partial, index=False)
-        partial.replace(csv)
+        with whole_file(csv) as file:
+            file.write(frame.to_csv(index=False).encode())
         if picture is not None:
-            figure_of(frame).savefig(picture)
+            with whole_file(picture) as file:
+                figure_of(frame).savefig(file, format="png")
 
     def state(self) -> list[dict[str, float]]:
         """Return the rows as plain data for a checkpoint."""

@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback
 from torch import nn
 from torch.func import functional_call
 
+from anomalib_comet.checkpoints import CheckpointWriter
 from anomalib_comet.distributed import Ranks, check_ranks, set_up_ranks
+from anomalib_comet.files import may_fail
+from anomalib_comet.guard import with_guard
 from anomalib_comet.training_set import TrainingSet
 
 from .confidence import anchored_scores
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import pandas as pd
-    from lightning.pytorch import LightningModule
+    from lightning.pytorch import Callback, LightningModule
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
     class _Detector(LightningModule):
@@ -68,7 +70,7 @@ WEIGHT_LEVELS = ("image", "patch")
 PATCH_METHODS = ("patch_losses", "patch_scores", "select_patches")
 
 
-class ConfidentMetaLearning(_Detector):
+class ConfidentMetaLearning(CheckpointWriter, _Detector):  # type: ignore[misc]  # as AnomalibModule's own bases
     """The CoMet training strategy: confidence weights, meta-learning, adaptive regulariser.
 
     A mixin, placed before the detector's Lightning module. The detector gives three methods, each over a
@@ -215,9 +217,8 @@ class ConfidentMetaLearning(_Detector):
 
     # ------------------------------------------------------------------------------------------------- the audit
     def configure_callbacks(self) -> list[Callback]:
-        """Return the detector's callbacks, and the one that writes the audit of the training set."""
-        found = super().configure_callbacks()
-        callbacks = [found] if isinstance(found, Callback) else list(found)
+        """Return the detector's callbacks, the one that sees faults early, and the one that writes the audit."""
+        callbacks = with_guard(super().configure_callbacks(), self._trainer)
         if self.audit:
             from anomalib_comet.audit import AuditReport  # noqa: PLC0415  # it imports this package
 
@@ -495,7 +496,9 @@ class ConfidentMetaLearning(_Detector):
     def _write_history(self, with_picture: bool) -> None:
         if self.trainer.is_global_zero:
             run = Path(self.trainer.default_root_dir)
-            self.history.write(run / HISTORY_FILE, run / HISTORY_PICTURE if with_picture and self.audit else None)
+            picture = run / HISTORY_PICTURE if with_picture and self.audit else None
+            with may_fail(HISTORY_FILE):
+                self.history.write(run / HISTORY_FILE, picture)
 
     def refresh_confidence(self, log: bool = True) -> None:
         """Score the training images in evaluation mode, without augmentation, and renew their weights.
@@ -511,7 +514,8 @@ class ConfidentMetaLearning(_Detector):
         self.confidence.refresh(paths, self.anchor(scores))
         self._refreshed_at = self.global_step
         if self.trainer.is_global_zero:
-            self.confidence.write_csv(Path(self.trainer.default_root_dir) / WEIGHTS_FILE, self._truth())
+            with may_fail(WEIGHTS_FILE):
+                self.confidence.write_csv(Path(self.trainer.default_root_dir) / WEIGHTS_FILE, self._truth())
         weights = self.confidence.lookup(paths)
         anchored = torch.tensor(list(self.confidence.scores.values()))
         numbers = {"confidence_threshold": self.confidence.threshold or 0.0, "weight_mean": float(weights.mean())}

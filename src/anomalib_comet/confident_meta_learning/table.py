@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
+from anomalib_comet.files import whole_file
+
 from .confidence import smoothed, training_set_weights
 
 if TYPE_CHECKING:
@@ -100,11 +102,10 @@ class ConfidenceTable:
 
     def write_csv(self, path: Path, truth: pd.DataFrame | None = None) -> None:
         """Write :meth:`frame` as CSV, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
         # A file name need not be valid Unicode; it is written as the bytes that it has.
-        self.frame(truth).to_csv(partial, index=False, encoding="utf-8", errors="surrogateescape")
-        partial.replace(path)
+        content = self.frame(truth).to_csv(index=False).encode("utf-8", "surrogateescape")
+        with whole_file(path) as file:
+            file.write(content)
 
     def state(self) -> dict[str, Any]:
         """Return the table as plain data for a checkpoint."""

@@ -13,21 +13,19 @@ from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_comet.backbones import FeatureCache, keep_checkpoint_weights
+from anomalib_comet.checkpoints import CheckpointWriter
 from anomalib_comet.distributed import Ranks, check_ranks, set_up_ranks
+from anomalib_comet.guard import with_guard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from anomalib.models.components import AnomalibModule
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
     from anomalib_comet.training_set import TrainingSet
-
-    _Base = AnomalibModule
-else:
-    _Base = object
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -40,7 +38,7 @@ STATISTICS_VECTORS = 10_000
 """About as many local features of the whole training set are used to fit statistics over them."""
 
 
-class FrozenFeatures(_Base):
+class FrozenFeatures(CheckpointWriter):
     """A mixin for Lightning modules that train a head on a frozen backbone.
 
     It validates by the model's forward pass, restores checkpoints without weights of the backbone, remembers features
@@ -140,6 +138,10 @@ class FrozenFeatures(_Base):
         """
         del args, kwargs
         return batch.update(**self.model(batch.image)._asdict())
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the callbacks of anomalib's base class, and the one that sees faults before they cost a training."""
+        return with_guard(super().configure_callbacks(), self._trainer)
 
     def on_fit_end(self) -> None:
         """Forget the features of the training set."""

@@ -13,6 +13,11 @@ from typing import Any, TypeVar
 
 import yaml
 
+from .places import named_outside
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 METRICS = (
     "image_auroc",
     "image_ap",
@@ -169,6 +174,9 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
         raise SweepError(msg)
     content = _unshared(content)
     categories = content.get("categories")
+    outside = named_outside(content, {change.partition("=")[0] for change in changes})
+    if outside:
+        raise SweepError(outside)
     for change in changes:
         _change(content, change)
     sweep = sweep_from(content, part=bool(changes))

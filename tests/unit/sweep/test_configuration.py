@@ -3,6 +3,8 @@
 
 """What a sweep's YAML may say, and that everything else gets one clear sentence."""
 
+import json
+
 import pytest
 
 from anomalib_comet.sweep import SweepError, cells_of, read_sweep, sweep_from
@@ -174,3 +176,35 @@ def test_files_and_changes_that_are_wrong(tmp_path, text, change, said):
         path.write_text(text)
     with pytest.raises(SweepError, match=said):
         read_sweep(path, change)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"categories": ["bottle", "../../secret"]}, "categories: ../../secret leads out of the data set's folder"),
+        ({"categories": "/etc"}, "categories: /etc leads out"),
+        ({"data": {"class_path": "X", "init_args": {"category": "a\\..\\..\\b"}}}, "data.init_args.category: a"),
+        ({"resample_dir": "../copies"}, "resample_dir: ../copies lies outside the working folder"),
+        ({"resample_dir": "C:copies"}, "resample_dir: C:copies lies outside"),
+        ({"resample_dir": "~/copies"}, "--set resample_dir=~/copies"),
+        (
+            {"models": {"A": {"class_path": "FunAd", "init_args": {"feature_store": "/root/.ssh"}}}},
+            "--set models.A.init_args.feature_store=/root/.ssh",
+        ),
+    ],
+)
+def test_a_file_names_no_place_outside_its_root(tmp_path, changes, said):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(json.dumps({**SMALL, **changes}))  # which is YAML
+    with pytest.raises(SweepError) as raised:
+        read_sweep(path)
+    assert said in str(raised.value)
+
+
+def test_places_inside_and_those_of_the_command_line_are_taken(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(json.dumps({**SMALL, "resample_dir": "results/copies", "categories": ["bottle"]}))
+    assert read_sweep(path).resample_dir == "results/copies"
+    assert read_sweep(path, ["resample_dir=/data/copies"]).resample_dir == "/data/copies"
+    path.write_text(json.dumps({**SMALL, "resample_dir": "/data/copies"}))
+    assert read_sweep(path, ["resample_dir=/data/mine"]).resample_dir == "/data/mine"

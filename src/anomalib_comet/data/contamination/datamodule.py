@@ -23,6 +23,10 @@ from anomalib.data.utils import LabelName, TestSplitMode, ValSplitMode
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.trainer.states import TrainerFn
 
+from anomalib_comet.data.folders import explanation
+from anomalib_comet.data.images import check_stage
+from anomalib_comet.files import whole_file
+
 from . import frames, protocol
 from .manifest import Manifest, Settings, check_against, read_manifest, to_json
 from .resampling import resampled_copy
@@ -95,6 +99,9 @@ class ContaminatedDataModule(AnomalibDataModule):
         >>> datamodule.name
         'MVTecAD_r0.05_of0.1_seed0'
     """
+
+    checks_images = True
+    """Tells a guard of the training that broken images are found here, see :mod:`anomalib_comet.data.images`."""
 
     def __init__(
         self,
@@ -236,13 +243,18 @@ class ContaminatedDataModule(AnomalibDataModule):
         self.datamodule.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Draw the anomalies and build all sets; once a trainer fits, write the manifest beside the run.
+        """Draw the anomalies and build all sets; once a trainer fits, check the images and write the manifest.
 
         Args:
             stage (str | None): Stage of the run. All stages build all sets. Defaults to ``None``.
+
+        Raises:
+            UnreadableImagesError: If images that a trainer's stage needs cannot be read.
         """
         super().setup(stage)
         trainer = self.trainer
+        if trainer is not None:
+            check_stage(self, stage)
         if stage == TrainerFn.FITTING and trainer is not None and trainer.is_global_zero:
             self.write_manifest(Path(trainer.default_root_dir) / MANIFEST_NAME)
 
@@ -260,8 +272,8 @@ class ContaminatedDataModule(AnomalibDataModule):
         """
         path = Path(path)
         manifest = Manifest(self.settings, self._normal_count, self.draw)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_json(manifest, self._description()), encoding="utf-8")
+        with whole_file(path) as file:
+            file.write(to_json(manifest, self._description()).encode())
         return path
 
     def _description(self) -> dict[str, Any]:
@@ -288,7 +300,13 @@ class ContaminatedDataModule(AnomalibDataModule):
         """Build all sets. anomalib calls this again for each string stage, which must not change anything."""
         if self._draw is not None:
             return
-        splits = split_reproducibly(self.datamodule, self.replaced_test_split_mode)
+        try:
+            splits = split_reproducibly(self.datamodule, self.replaced_test_split_mode)
+        except Exception as error:
+            meant = explanation(error, self.datamodule)
+            if meant is None:
+                raise
+            raise ValueError(meant) from error
         for folder in splits.temporary_folders:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
