@@ -40,7 +40,11 @@ typecheck: sync
 # Links between pages, to headings and to files of this repository are checked by the build itself, offline. On Python
 # 3.10 there is no documentation to build: the present Sphinx asks for 3.11.
 docs: sync
-	$(BIN)/sphinx-build -c docs -E -n -q -W --keep-going . build/docs
+	@if [ ! -x $(BIN)/sphinx-build ]; then \
+		echo "The documentation is built on Python 3.11 and later; .venv has an older one."; \
+	else \
+		$(BIN)/sphinx-build -c docs -E -n -q -W --keep-going . build/docs; \
+	fi
 
 linkcheck: sync
 	$(BIN)/sphinx-build -c docs -b linkcheck . build/linkcheck

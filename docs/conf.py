@@ -9,6 +9,7 @@ hold here as they do where the repository is read as plain Markdown.
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,20 @@ from typing import TYPE_CHECKING, Any
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.addnodes import pending_xref
+from sphinx.util.nodes import make_refnode
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
     from sphinx.writers.html5 import HTML5Translator
 
 project = "anomalib_comet"
 author = "The anomalib_comet authors"
 copyright = "2026, The anomalib_comet authors"  # noqa: A001
 release = version = installed_version("anomalib-comet")
+
+# Of the libraries that autodoc imports; Sphinx's own are no Python warnings.
+warnings.filterwarnings("ignore", category=FutureWarning)
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
@@ -44,6 +50,17 @@ autodoc_default_options = {"show-inheritance": False}
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
 add_module_names = False
+
+# Names of other packages, whose documentation cannot be reached from everywhere, and of ours that are no public interface.
+nitpick_ignore_regex = [
+    ("py:.*", r"(anomalib|lightning|np|numpy|pd|sklearn|torch)\..*"),
+    ("py:class", r"Anomalib(DataModule|Module)|ArrayLike|Evaluator|Path|P(re|ost)Processor|Transform|Visualizer"),
+    ("py:class", r"(Test|Val)SplitMode"),
+    ("py:class", r"anomalib_comet\..*\.(DataEntry|FrozenFeatures|LocalBackbone)"),
+    ("py:data", r"[A-Z_]+"),
+    ("py:meth", r"setup"),
+    ("py:mod", r"direction"),
+]
 
 html_theme = "furo"
 html_title = f"anomalib_comet {release}"
@@ -84,10 +101,29 @@ def resolve_folders(app: Sphinx, doctree: nodes.document) -> None:
                 link.replace_self(link.children)
 
 
+def documented_elsewhere(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element
+) -> nodes.Node | None:
+    """Resolve a name by its last part: docstrings name the file of a function, pages the package that exports it."""
+    if node.get("refdomain") != "py":
+        return None
+    last = node["reftarget"].rpartition(".")[2]
+    found = {
+        (entry.docname, entry.node_id)
+        for name, entry in env.domains.python_domain.objects.items()
+        if name.rpartition(".")[2] == last and not entry.aliased
+    }
+    if len(found) != 1:
+        return None
+    ((docname, target),) = found
+    return make_refnode(app.builder, node["refdoc"], docname, target, content)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register what is written above."""
     app.add_html_math_renderer("mathml", (mathml, None), (mathml_block, None))
     app.connect("doctree-read", resolve_folders)
+    app.connect("missing-reference", documented_elsewhere)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
