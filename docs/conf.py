@@ -43,7 +43,7 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath"]
 suppress_warnings = ["myst.header"]
 
-autodoc_class_signature = "separated"
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings name the types
 autodoc_default_options = {"show-inheritance": False}
