@@ -51,7 +51,7 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
 add_module_names = False
 
-# Names of other packages, whose documentation cannot be reached from everywhere, and of ours that are no public interface.
+# Names of other packages, whose documentation cannot be reached from everywhere, and of ours that are not public.
 nitpick_ignore_regex = [
     ("py:.*", r"(anomalib|lightning|np|numpy|pd|sklearn|torch)\..*"),
     ("py:class", r"Anomalib(DataModule|Module)|ArrayLike|Evaluator|Path|P(re|ost)Processor|Transform|Visualizer"),

@@ -14,7 +14,8 @@ PAGES = sorted(
     key=lambda path: path.relative_to(ROOT),
 )
 _BLOCK = re.compile(
-    r"^(?:<!-- (?P<file>\w+\.py) -->\s+)?(?P<indent> *)```(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)```[ ]*$", flags=re.MULTILINE | re.DOTALL
+    r"^(?:<!-- (?P<file>\w+\.py) -->\s+)?(?P<indent> *)```(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)```[ ]*$",
+    flags=re.MULTILINE | re.DOTALL,
 )
 
 

@@ -194,23 +194,28 @@ def test_blocks_of_the_page_run(page, workspace, parser, monkeypatch, capsys):
     monkeypatch.syspath_prepend(workspace)
     name = str(page.relative_to(ROOT))
     namespace = {"__name__": "page"}
-    exec(GIVEN.get(name, ""), namespace)
-    for block in blocks(page):
-        try:
-            if block.language == "python":
-                run_python(block, namespace, capsys)
-            elif block.language == "yaml":
-                run_yaml(block)
-            elif block.text.startswith("mkdir -p rejected && xargs"):
-                subprocess.run(["bash", "-euc", block.text], check=True)
-                assert sorted(path.name for path in Path("rejected").iterdir()) == ["part 1.png", "part 1.png.~1~"]
-            elif block.language == "bash":
-                for command in commands(block.text):
-                    run_command(command, parser, monkeypatch)
-            else:  # a picture in letters, or what Sphinx executes
-                assert block.language in {"text", "{toctree}", "{eval-rst}"}, "a block without a language that is run"
-        except (Exception, SystemExit) as error:
-            pytest.fail(f"{block}: {type(error).__name__}: {error}")
+    exec(GIVEN.get(name, ""), namespace)  # noqa: S102
+    block = None
+    try:
+        for block in blocks(page):
+            run_block(block, namespace, parser, monkeypatch, capsys)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, the line of the page belongs to it
+        pytest.fail(f"{block}: {type(error).__name__}: {error}")
+
+
+def run_block(block, namespace, parser, monkeypatch, capsys):
+    if block.language == "python":
+        run_python(block, namespace, capsys)
+    elif block.language == "yaml":
+        run_yaml(block)
+    elif block.text.startswith("mkdir -p rejected && xargs"):
+        subprocess.run(["bash", "-euc", block.text], check=True)
+        assert sorted(path.name for path in Path("rejected").iterdir()) == ["part 1.png", "part 1.png.~1~"]
+    elif block.language == "bash":
+        for command in commands(block.text):
+            run_command(command, parser, monkeypatch)
+    else:  # a picture in letters, or what Sphinx executes
+        assert block.language in {"text", "{toctree}", "{eval-rst}"}, "a block in a language that nothing runs"
 
 
 def run_python(block, namespace, capsys):
@@ -220,7 +225,7 @@ def run_python(block, namespace, capsys):
     capsys.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exec(compile(text, str(block), "exec"), namespace)
+        exec(compile(text, str(block), "exec"), namespace)  # noqa: S102
     if block.file:
         Path(block.file).write_text(block.text)
     promised = printed_as_promised(block.text)
@@ -264,7 +269,10 @@ def run_command(words, parser, monkeypatch):
             UNDERSTOOD.add(command)
     elif words[:2] == ["anomalib-comet", "audit"]:
         assert exit_status(words[1:]) == 0
-    elif words[:2] == ["anomalib-comet", "sweep"]:  # test_sweep.py trains by the files, test_sweep_on_ray.py on a cluster
+    elif words[:2] == [
+        "anomalib-comet",
+        "sweep",
+    ]:  # test_sweep.py trains by the files, test_sweep_on_ray.py on a cluster
         sweep_parser().parse_args(words[2:])
         assert words[2] == "--config"
         small = [f"--set=data.init_args.{name}={v}" for name, v in SMALL_IMAGES.items() if "surfaces" in words[3]]
