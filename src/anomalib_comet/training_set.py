@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_comet.data.images import UnreadableImagesError, problems_in, sentence
+
 from .distributed import Ranks
 
 if TYPE_CHECKING:

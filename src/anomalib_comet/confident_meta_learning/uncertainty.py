@@ -82,7 +82,7 @@ def adaptive_l2(uncertainty: torch.Tensor | float, lambda0: float, gamma: float)
         gamma: Gain on the uncertainty.
 
     Returns:
-        The strength as a plain number: lambda is a constant of the optimisation.
+        The strength as a plain number, because lambda is a constant of the optimisation.
 
     Example:
         >>> adaptive_l2(0.5, lambda0=1e-5, gamma=0.5)

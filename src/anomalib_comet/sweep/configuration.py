@@ -15,9 +15,6 @@ import yaml
 
 from .places import named_outside
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 METRICS = (
     "image_auroc",
     "image_ap",

@@ -300,16 +300,7 @@ class ContaminatedDataModule(AnomalibDataModule):
         """Build all sets. anomalib calls this again for each string stage, which must not change anything."""
         if self._draw is not None:
             return
-        try:
-            splits = split_reproducibly(self.datamodule, self.replaced_test_split_mode)
-        except Exception as error:
-            meant = explanation(error, self.datamodule)
-            if meant is None:
-                raise
-            raise ValueError(meant) from error
-        for folder in splits.temporary_folders:
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-
+        splits = self._split()
         train_frame = frames.cleaned(splits.train.samples)
         normals = frames.normal(train_frame)
         if len(normals) < len(train_frame):
@@ -324,19 +315,7 @@ class ContaminatedDataModule(AnomalibDataModule):
         defect_types = dict(zip(candidates.index, candidates[frames.TRUE_DEFECT_TYPE], strict=True))
         draw = self._drawn(defect_types, len(normals), folder)
 
-        attrs = {**splits.train.samples.attrs}
-        keys_with_labels = [anomaly.key for anomaly in draw.labelled]
-        masked = (
-            [frames.has_mask(mask) for mask in candidates.loc[keys_with_labels, "mask_path"]] if draw.labelled else []
-        )
-        if any(masked) and not all(masked):
-            logger.warning(
-                "%d of %d labelled anomalies have no mask: the masks of the others are left out of training too.",
-                masked.count(False),
-                len(masked),
-            )
-        if task == TaskType.CLASSIFICATION or (draw.labelled and task is not None):
-            attrs["task"] = (task if all(masked) else TaskType.CLASSIFICATION).value
+        attrs = {**splits.train.samples.attrs, **self._task(draw, candidates, task)}
         rows = frames.normal_training_rows(normals)
         injected = self._rows_of(draw.injected, candidates, splits.train)
         hidden = frames.training_rows(rows, injected, hide=True) if len(injected) else rows.iloc[:0]
@@ -357,6 +336,33 @@ class ContaminatedDataModule(AnomalibDataModule):
         self.train_data = _with_samples(splits.train, frames.joined([rows, hidden, labelled], attrs))
         self._draw, self._normal_count = draw, len(normals)
         self._warn_about_sets(splits)
+
+    def _split(self) -> Splits:
+        """The images of the wrapped data module, split by itself; what fails in it is said in one sentence."""
+        try:
+            splits = split_reproducibly(self.datamodule, self.replaced_test_split_mode)
+        except Exception as error:
+            meant = explanation(error, self.datamodule)
+            if meant is None:
+                raise
+            raise ValueError(meant) from error
+        for folder in splits.temporary_folders:
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return splits
+
+    @staticmethod
+    def _task(draw: protocol.Draw, candidates: pd.DataFrame, task: TaskType | None) -> dict[str, str]:
+        """The task of the training set where it differs from the wrapped one's: masks count if all labelled have one."""
+        masked = [frames.has_mask(candidates.loc[anomaly.key, "mask_path"]) for anomaly in draw.labelled]
+        if any(masked) and not all(masked):
+            logger.warning(
+                "%d of %d labelled anomalies have no mask: the masks of the others are left out of training too.",
+                masked.count(False),
+                len(masked),
+            )
+        if task == TaskType.CLASSIFICATION or (masked and task is not None):
+            return {"task": (task if all(masked) else TaskType.CLASSIFICATION).value}
+        return {}
 
     def _held_out(
         self, normals: pd.DataFrame, hidden: pd.DataFrame, folder: Path
