@@ -315,7 +315,7 @@ class ContaminatedDataModule(AnomalibDataModule):
         defect_types = dict(zip(candidates.index, candidates[frames.TRUE_DEFECT_TYPE], strict=True))
         draw = self._drawn(defect_types, len(normals), folder)
 
-        attrs = {**splits.train.samples.attrs, **self._task(draw, candidates, task)}
+        attrs: dict[Any, Any] = {**splits.train.samples.attrs, **self._task(draw, candidates, task)}
         rows = frames.normal_training_rows(normals)
         injected = self._rows_of(draw.injected, candidates, splits.train)
         hidden = frames.training_rows(rows, injected, hide=True) if len(injected) else rows.iloc[:0]
@@ -352,7 +352,7 @@ class ContaminatedDataModule(AnomalibDataModule):
 
     @staticmethod
     def _task(draw: protocol.Draw, candidates: pd.DataFrame, task: TaskType | None) -> dict[str, str]:
-        """The task of the training set where it differs from the wrapped one's: masks count if all labelled have one."""
+        """The task of the training set where it is not the wrapped one's: masks count if all labelled ones have them."""
         masked = [frames.has_mask(candidates.loc[anomaly.key, "mask_path"]) for anomaly in draw.labelled]
         if any(masked) and not all(masked):
             logger.warning(

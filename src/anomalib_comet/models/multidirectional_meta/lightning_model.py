@@ -328,13 +328,14 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         del args, kwargs
         features = self.model.features(batch.image)
         predictions = self.model.predictions(features, (batch.image.shape[-2], batch.image.shape[-1]))
-        if batch.gt_label is not None:
+        score = predictions.pred_score
+        if batch.gt_label is not None and score is not None:
             network = self.model.network
             with torch.autocast(features.device.type, enabled=False):
                 others = [network.inner_scores(features.float()), network.mahalanobis_scores(features.float())]
             if self.model.level == "patch":
                 others = [self.model.image_scores(scores) for scores in others]
-            self._validated.append((batch.gt_label.cpu(), *(s.cpu() for s in (predictions.pred_score, *others))))
+            self._validated.append((batch.gt_label.cpu(), score.cpu(), *(other.cpu() for other in others)))
         return batch.update(**predictions._asdict())
 
     def on_validation_epoch_end(self) -> None:
