@@ -352,7 +352,7 @@ class ContaminatedDataModule(AnomalibDataModule):
 
     @staticmethod
     def _task(draw: protocol.Draw, candidates: pd.DataFrame, task: TaskType | None) -> dict[str, str]:
-        """The task of the training set where it is not the wrapped one's: masks count if all labelled ones have them."""
+        """The task of the training set where it is not the wrapped one's: masks count if every labelled one has one."""
         masked = [frames.has_mask(candidates.loc[anomaly.key, "mask_path"]) for anomaly in draw.labelled]
         if any(masked) and not all(masked):
             logger.warning(

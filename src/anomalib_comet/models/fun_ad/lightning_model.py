@@ -424,11 +424,15 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         count = vectors_per_image(len(self._paths))
 
         def some() -> tuple[torch.Tensor, torch.Tensor]:
-            tokens, patches = zip(*(self._features(chunk) for chunk in self._chunks()), strict=True)
-            return torch.cat(tokens), torch.cat([every_nth(part, count).flatten(0, 1) for part in patches])
+            tokens, vectors = [], []
+            for chunk in self._chunks():
+                token, patches = self._features(chunk)
+                tokens.append(token)
+                vectors.append(every_nth(patches, count).flatten(0, 1).clone())  # not a view of all patches
+            return torch.cat(tokens), torch.cat(vectors)
 
         if not bool(self.model.patch_scaling.is_fitted) or not bool(self.model.image_scaling.is_fitted):
-            windows = [every_nth(self.model.windows(self._raw(chunk)[1]), count) for chunk in self._chunks()]
+            windows = [every_nth(self.model.windows(self._raw(chunk)[1]), count).clone() for chunk in self._chunks()]
             # Until it is fitted the scaling is the identity: these are the features as they are.
             self.model.fit_scaling(*some(), torch.cat(windows).flatten(0, 1))
         tokens, vectors = some()
