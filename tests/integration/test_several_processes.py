@@ -82,7 +82,7 @@ def test_two_processes_train_like_one_with_the_same_batches(two, case, data_root
     expected = known_by(two, case)[0]
     known["test"] = trained_by.test(model, datamodule=images_for_one(data_root), verbose=False)[0]
     expected.pop("folder")
-    assert_same(known, expected, rtol=1e-3, atol=1e-4)
+    assert_same(known, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_resumed_training_is_an_uninterrupted_one(two):

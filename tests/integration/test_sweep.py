@@ -22,7 +22,7 @@ from anomalib_comet.cli import main
 from anomalib_comet.sweep import SweepError, cells_of, sweep_from
 from anomalib_comet.sweep.measuring import build_model, check_model, measure_cell, predictions_of_test_set
 from helpers.browser import chromium
-from helpers.tiny import TINY, engine, surfaces
+from helpers.tiny import TINY, engine, identical, surfaces, trained
 
 SURFACES = {
     "n_train": 16,
@@ -220,6 +220,13 @@ def test_what_cannot_work_is_said_before_any_training(content, tmp_path, capsys,
     assert said in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_models_under_comet_get_the_seed_of_the_cell_and_write_no_audit():
+    first, second = (build_model({"class_path": "CoMetDifferNet", "init_args": FLOW}, seed=seed) for seed in (0, 1))
+    assert not first.audit
+    assert not identical(trained(first), trained(second))
+    assert identical(trained(first), trained(build_model({"class_path": "CoMetDifferNet", "init_args": FLOW}, seed=0)))
 
 
 def test_models_that_do_not_train_are_refused(monkeypatch):

@@ -192,7 +192,7 @@ def build_model(entry: Mapping[str, Any], seed: int) -> AnomalibModule:
     """
     given = dict(entry["init_args"])
     _, model_class = _parsed(AnomalibModule, entry["class_path"], given, "models")
-    accepted = inspect.signature(model_class).parameters
+    accepted = accepted_arguments(model_class)
     for name, value in {**QUIET, "seed": seed}.items():
         if name in accepted:
             given.setdefault(name, value)
@@ -212,6 +212,23 @@ def build_model(entry: Mapping[str, Any], seed: int) -> AnomalibModule:
         raise SweepError(msg) from error
     _refuse_untrained(model.learning_type, model_class, "models")
     return model
+
+
+def accepted_arguments(model_class: type) -> set[str]:
+    """Return the names of a class's arguments, with those that ``**kwargs`` hand on to its parents, as CoMet's do.
+
+    Args:
+        model_class: Any class.
+    """
+    names: set[str] = set()
+    for cls in model_class.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
+        names |= {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names - {"self"}
 
 
 def _parsed(base: type, class_path: str, init_args: Mapping[str, Any], where: str) -> tuple[Callable[[], Any], Any]:
