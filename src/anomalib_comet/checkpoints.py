@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import pickle
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
@@ -188,6 +189,12 @@ def explained_loading(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
+    except OSError as error:
+        # torch looks for the end of a zip file before the start of a short one.
+        if error.errno != errno.EINVAL or zipfile.is_zipfile(path):
+            raise
+        msg = f"'{path}' is a part of a checkpoint, or damaged: use an earlier one, or a whole copy."
+        raise ValueError(msg) from error
     except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
         with contextlib.suppress(OSError):
             if not zipfile.is_zipfile(path):

@@ -145,7 +145,7 @@ def test_properties_of_every_tree(root, tree, protocol):
         assert row.label_index == 0
         assert row.mask_path == ""
     visible = [c for c in rows.columns if c not in TRUTH and not c.endswith("_path")]
-    unlabelled = rows[~rows["labelled"]]
+    unlabelled = rows[~rows["labelled"].astype(bool)]
     assert all(unlabelled[column].map(str).nunique() == 1 for column in visible)
 
     # The same seed draws the same, whatever the order in which the files were made.

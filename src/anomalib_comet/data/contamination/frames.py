@@ -186,7 +186,8 @@ def training_rows(
             rows[column] = anomalies[column].to_list()
         else:
             rows[column] = [""] * len(anomalies)
-    rows["split"] = "train"
+    # As it stands: anomalib's Split.TRAIN equals "train" but is printed in another way.
+    rows["split"] = [template["split"].iloc[0] if len(template) else "train"] * len(anomalies)
     rows["label_index"] = int(LabelName.NORMAL if hide else LabelName.ABNORMAL)
     rows["mask_path"] = [""] * len(anomalies) if hide else anomalies["mask_path"].to_list()
     rows[INJECTED] = hide
