@@ -95,6 +95,7 @@ RUN = {
 PARSED = {
     r"anomalib train --config configs/\w+\.yaml": "test_configs.py trains by every file in configs/",
     r"anomalib train --model CoMet(Fastflow|Stfpm|Supersimplenet) ": "test_comet_any_detector.py trains these",
+    r"anomalib train --model CoMet\w+ --data (KolektorSDD2|VIADUCT) ": "test_published_sets.py reads their miniatures",
     r"anomalib train --model my_detector\.CoMetAutoencoder": "test_bring_your_own_detector.py runs the page",
 }
 
@@ -275,6 +276,8 @@ def run_command(words, parser, monkeypatch):
     ]:  # test_sweep.py trains by the files, test_sweep_on_ray.py on a cluster
         sweep_parser().parse_args(words[2:])
         assert words[2] == "--config"
+        if words[3].startswith(("configs/sweeps/comet_", "configs/sweeps/fun_ad_")):
+            return  # data that is not here; test_reproduction.py runs each of these on miniatures
         small = [f"--set=data.init_args.{name}={v}" for name, v in SMALL_IMAGES.items() if "surfaces" in words[3]]
         assert exit_status(["sweep", *words[2:4], "--in_process", "--dry_run", *small]) == 0
     elif words[0] == "python" and words[1].startswith("benchmarks/"):

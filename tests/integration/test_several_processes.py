@@ -68,11 +68,11 @@ def test_both_processes_know_the_same(two, case):
     assert_same(first, second)
     if CHECKPOINT_KEY in first["learnt"]:
         learnt = first["learnt"][CHECKPOINT_KEY]
-        assert len(learnt["confidence"]["image_path"]) == len(set(learnt["confidence"]["image_path"])) == 24
+        assert len(learnt["confidence"]["image_path"]) == len(set(learnt["confidence"]["image_path"])) == 23
         assert float(learnt["confidence"]["confidence_weight"].min()) < 1.0
         assert learnt["history"]
     else:
-        assert len(first["learnt"][STATE_KEY]["image_path"]) == 24
+        assert len(first["learnt"][STATE_KEY]["image_path"]) == 23
 
 
 @pytest.mark.parametrize("case", ["differnet", "fun_ad"])

@@ -413,28 +413,41 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         n_images = len(self._paths)
         return (range(k, min(k + CHUNK, n_images)) for k in range(0, n_images, CHUNK))
 
+    def _kept(self, chunks: list[range], compute: Callable[[range], torch.Tensor]) -> torch.Tensor:
+        """Return what is computed of chunks of images, a row an image, in one piece of memory.
+
+        Pieces of their own, made between much larger ones that come and go, would lie in the gaps of these and let
+        the process grow with the training set.
+        """
+        first = compute(chunks[0])
+        kept = first.new_empty(sum(map(len, chunks)), *first.shape[1:])
+        kept[: len(first)] = first
+        start = len(first)
+        for chunk in chunks[1:]:
+            kept[start : start + len(chunk)] = compute(chunk)
+            start += len(chunk)
+        return kept
+
     def _of_all(self, compute: Callable[[range], torch.Tensor]) -> torch.Tensor:
         """Return what is computed of chunks of images, on the CPU; every process computes a share of the chunks."""
         ranks = Ranks.of(self)
-        return torch.cat(ranks.gather([compute(chunk) for chunk in ranks.share(list(self._chunks()))]))
+        own = ranks.share(list(self._chunks()))
+        return torch.cat(ranks.gather([self._kept(own, compute)] if own else []))
 
     @torch.no_grad()
     def _fit_statistics(self) -> None:
         """Fit the scaling where no checkpoint has brought it, and measure every channel's spread for the noise."""
-        count = vectors_per_image(len(self._paths))
+        chunks, count = list(self._chunks()), vectors_per_image(len(self._paths))
 
         def some() -> tuple[torch.Tensor, torch.Tensor]:
-            tokens, vectors = [], []
-            for chunk in self._chunks():
-                token, patches = self._features(chunk)
-                tokens.append(token)
-                vectors.append(every_nth(patches, count).flatten(0, 1).clone())  # not a view of all patches
-            return torch.cat(tokens), torch.cat(vectors)
+            tokens = self._kept(chunks, lambda chunk: self._features(chunk)[0])
+            vectors = self._kept(chunks, lambda chunk: every_nth(self._features(chunk)[1], count))
+            return tokens, vectors.flatten(0, 1)
 
         if not bool(self.model.patch_scaling.is_fitted) or not bool(self.model.image_scaling.is_fitted):
-            windows = [every_nth(self.model.windows(self._raw(chunk)[1]), count).clone() for chunk in self._chunks()]
+            windows = self._kept(chunks, lambda chunk: every_nth(self.model.windows(self._raw(chunk)[1]), count))
             # Until it is fitted the scaling is the identity: these are the features as they are.
-            self.model.fit_scaling(*some(), torch.cat(windows).flatten(0, 1))
+            self.model.fit_scaling(*some(), windows.flatten(0, 1))
         tokens, vectors = some()
         self._spread = torch.cat([(part - part.mean(0)).square().mean(0).sqrt() for part in (tokens, vectors)])
         ranks = Ranks.of(self)
