@@ -270,16 +270,8 @@ def run_command(words, parser, monkeypatch):
             UNDERSTOOD.add(command)
     elif words[:2] == ["anomalib-comet", "audit"]:
         assert exit_status(words[1:]) == 0
-    elif words[:2] == [
-        "anomalib-comet",
-        "sweep",
-    ]:  # test_sweep.py trains by the files, test_sweep_on_ray.py on a cluster
-        sweep_parser().parse_args(words[2:])
-        assert words[2] == "--config"
-        if words[3].startswith(("configs/sweeps/comet_", "configs/sweeps/fun_ad_")):
-            return  # data that is not here; test_reproduction.py runs each of these on miniatures
-        small = [f"--set=data.init_args.{name}={v}" for name, v in SMALL_IMAGES.items() if "surfaces" in words[3]]
-        assert exit_status(["sweep", *words[2:4], "--in_process", "--dry_run", *small]) == 0
+    elif words[:2] == ["anomalib-comet", "sweep"]:
+        check_sweep(words[2:])
     elif words[0] == "python" and words[1].startswith("benchmarks/"):
         run_benchmark(words[1:], monkeypatch)
     elif words[0] == "make":
@@ -291,6 +283,16 @@ def run_command(words, parser, monkeypatch):
         assert os.environ["HF_HUB_OFFLINE"] == "1"
     else:
         assert any(re.match(pattern, command) for pattern in NOT_RUN), f"nothing executes or checks `{command}`"
+
+
+def check_sweep(words):
+    """Check data and settings; test_sweep.py trains by such files, test_sweep_on_ray.py on a cluster."""
+    sweep_parser().parse_args(words)
+    assert words[0] == "--config"
+    if words[1].startswith(("configs/sweeps/comet_", "configs/sweeps/fun_ad_")):
+        return  # data that is not here; test_reproduction.py runs each of these on miniatures
+    small = [f"--set=data.init_args.{name}={v}" for name, v in SMALL_IMAGES.items() if "surfaces" in words[1]]
+    assert exit_status(["sweep", *words[:2], "--in_process", "--dry_run", *small]) == 0
 
 
 UNDERSTOOD = set()
