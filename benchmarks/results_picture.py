@@ -21,8 +21,14 @@ from anomalib_comet.sweep.plots import draw_curves, svg_of
 from anomalib_comet.sweep.statistics import curves
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-PANELS = {"magnetic tiles": "tiles", "brushed surfaces": "brushed", "woven surfaces": "woven"}
-IMAGES = 150
+PANELS = {
+    "magnetic tiles, MobileNetV2": ("tiles", "mobilenetv2_100", 150),
+    "brushed, Gabor": ("brushed", "gabor", 0),
+    "woven, Gabor": ("woven", "gabor", 0),
+    "brushed, MobileNetV2": ("brushed", "mobilenetv2_100", 0),
+    "woven, MobileNetV2": ("woven", "mobilenetv2_100", 0),
+}
+"""Data, frozen network and normal training images (0: all) by title."""
 MODELS = {
     ("FunAd", "base"): "FunAd",
     ("DifferNet, both score", "all"): "CoMetDifferNet",
@@ -45,23 +51,25 @@ def main() -> None:
     cells["model"] = [MODELS.get(key) for key in zip(cells["detector"], cells["variant"], strict=True)]
     cells = cells.dropna(subset=["model"])
     cells = cells[~cells["overlap"]]
-    figure = Figure(figsize=(11.0, 4.0), layout="constrained")
-    panels = figure.subplots(1, len(PANELS))
+    figure = Figure(figsize=(10.5, 6.6), layout="constrained")
+    panels = figure.subplots(2, 3).flat
     seen: dict[str, object] = {}
-    for axes, (title, data) in zip(panels, PANELS.items(), strict=True):
-        # All built-in cells of a table have the default number of images; tiles have several.
-        part = cells[(cells["data"] == data) & cells["images"].isin([0 if data != "tiles" else IMAGES])]
+    for axes, (title, place) in zip(panels, PANELS.items(), strict=False):
+        part = cells[(cells[["data", "backbone", "images"]] == place).all(axis=1)]
         # Of a cell that stands in both tables, the later one's.
         part = part.drop_duplicates(["model", "ratio", "seed"], keep="last").sort_values(["model", "ratio", "seed"])
         drawn = curves(part, 1, ["image_auroc"])
         drawn = drawn[drawn["seeds"] > 1]
         draw_curves(axes, drawn, "image_auroc", list(MODELS.values()))
         axes.set_title(title, fontsize=10)
+        axes.set_xlabel("contamination ratio r")
         seen |= {line.get_label(): line for line in axes.get_lines()}
         columns = ["model", "ratio", "seeds", "mean", "low", "high", "drop"]
         print(title, drawn[columns].round(3).to_string(index=False), sep="\n", end="\n\n")
     names = [name for name in MODELS.values() if name in seen]
-    figure.legend([seen[name] for name in names], names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    last = figure.axes[-1]
+    last.set_axis_off()
+    last.legend([seen[name] for name in names], names, loc="center", frameon=False, fontsize=9)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_bytes(svg_of(figure))
 

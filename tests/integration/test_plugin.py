@@ -148,6 +148,7 @@ def test_wheel_holds_the_package_and_the_hook_and_nothing_else(wheel: Path, tmp_
     assert scripts.split() == ["[console_scripts]", "anomalib-comet", "=", "anomalib_comet.cli:main"]
 
     sources = _build("sdist", _ROOT, tmp_path)
+    _output([sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(sources)])
     _output([sys.executable, "-m", "tarfile", "-e", str(sources), str(tmp_path)])
     wheel_of_sdist = _build("wheel", tmp_path / f"anomalib_comet-{_VERSION}", tmp_path / "again")
     with zipfile.ZipFile(wheel_of_sdist) as archive:

@@ -47,7 +47,7 @@ def nearest(
             of images to exclude everything of its own image. ``None`` excludes nothing. Defaults to ``None``.
         engine: ``"faiss"`` (its exact search, that of ``IndexFlatL2`` without the index's copy of the bank, on the GPU
             where the installed faiss has GPUs and there is one), ``"torch"``, or ``"auto"``: faiss wherever it has a
-            GPU, else torch, whose matrix products were 2 to 11 times as fast on the CPU that we measured on
+            GPU, else torch, whose matrix products were more than twice as fast on the CPU that we measured on
             (docs/fun_ad.md). Both find by matrix products; the distances themselves are then computed from
             differences, so that they are equal, and that of a duplicate is exactly zero. Defaults to ``"auto"``.
 
