@@ -193,7 +193,8 @@ class TrainingGuard(Callback):
             datasets = data_sets(datamodule) or _sets_of_images(trainer.train_dataloader)
             logger.error("An image could not be read; all of them are looked at to name it.")
             problems = problems_in(datasets, decode=True)
-            meant = images_sentence(problems, sum(map(len, datasets)), "images", _last_checkpoint(trainer))
+            if problems:
+                meant = images_sentence(problems, sum(map(len, datasets)), "images", _last_checkpoint(trainer))
         if meant:
             logger.error(meant)
             if hasattr(exception, "add_note"):  # from Python 3.11 on: it stands below the traceback

@@ -134,6 +134,13 @@ class FeatureScaling(nn.Module):
         self.matrix.copy_(matrix)
         self.is_fitted.fill_(value=True)
 
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Forget what was fitted."""
+        self.mean.zero_()
+        self.matrix.copy_(torch.eye(len(self.mean)) if self._turns else torch.ones(len(self.mean)))
+        self.is_fitted.fill_(self.scaling == "none")
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return scaled features of the same shape ``(..., D)``."""
         centred = x - self.mean

@@ -222,6 +222,8 @@ def unreadable_folders(paths: Iterable[str]) -> list[str]:
         top = os.path.commonpath(folders)
     except ValueError:  # no images, or on several drives
         return []
+    if len(folders) == 1:  # other classes of images would lie beside it
+        folders.add(os.path.dirname(top))  # noqa: PTH120
     for folder in list(folders):
         while len(folder) > len(top):
             folder = os.path.dirname(folder)  # noqa: PTH120, PLW2901

@@ -164,7 +164,7 @@ class KolektorSDD2(AnomalibDataModule):
 
     @property
     def contamination(self) -> pd.DataFrame:
-        """True state of every training image, held-out validation images included.
+        """True state of every training image, those that ``from_train`` holds out for validation included.
 
         It is for the evaluation of an audit only: whatever trains or sets thresholds must not look at it.
 

@@ -133,10 +133,8 @@ def test_properties_of_every_tree(root, tree, protocol):
     injected = {a.key for a in datamodule.draw.injected}
     shared = set(seen) & evaluated
     assert shared == (injected if protocol["overlap"] else set())
-    # Every image is somewhere: trained on, evaluated, or set aside for a larger ratio; or in the wrapped data module's
-    # own validation set, which from_train replaces.
-    if not held_out:
-        assert len({*seen, *evaluated, *drawn}) == n_images
+    # Every image is somewhere: trained on, evaluated, or set aside for a larger ratio.
+    assert len({*seen, *evaluated, *drawn}) == n_images
     assert not set(val) & set(test)
 
     # Labels are hidden: in what a model sees, an injected image is a normal one.

@@ -80,6 +80,11 @@ def test_held_out_types_are_in_the_test_set_only(surfaces):
     assert tested.is_unique
     assert {path for path in everywhere if held_out in path} == {path for path in tested if held_out in path}
     assert any(held_out in path for path in whole.val_data.samples["image_path"])
+    held_back = FewShotDataModule(surfaces(), shots=2, held_out=[held_out], val_split_mode="from_train")
+    held_back.setup()
+    assert {path for path in everywhere if held_out in path} == {
+        path for path in held_back.test_data.samples["image_path"] if held_out in path
+    }
     assert data.name.endswith(f"_r0.3_shots2_without_{held_out}_seed3")
 
 

@@ -503,6 +503,19 @@ def test_a_bank_without_chance_and_head_is_built_once(monkeypatch):
         assert len(searches) == expected
 
 
+def test_a_second_fit_on_other_images_keeps_nothing_of_the_first_ones():
+    first, second = torch.randn(2, 5, 64, 22, generator=torch.Generator().manual_seed(0))
+    settings = {"feature_scaling": "whiten", "norm_input": True, "image_weight": 2.0}
+    again, fresh = prepared(first, **settings), prepared(3.0 * second + 1.0, **settings)
+    store = FeatureStore([f"{k}.png" for k in range(5)], 64 * 22, "another key", "memory")
+    store.write(range(5), (3.0 * second + 1.0).flatten(1))
+    store.finish()
+    again.use_features(store)
+    scalings = [dict(model.model.named_buffers()) for model in (again, fresh)]
+    assert all(torch.equal(value, scalings[1][name]) for name, value in scalings[0].items() if "scaling" in name)
+    assert any("scaling" in name for name in scalings[0])
+
+
 def test_distance_to_a_share_of_the_other_images():
     # A defect that two of eight images share: each is the other's nearest, but not a quarter of the images have it.
     features = torch.randn(9, 64, 22, generator=torch.Generator().manual_seed(0)) * 0.1

@@ -322,7 +322,7 @@ class ContaminatedDataModule(AnomalibDataModule):
         with_labels = self._rows_of(draw.labelled, candidates, splits.train)
         labelled = frames.training_rows(rows, with_labels, hide=False) if len(with_labels) else rows.iloc[:0]
 
-        unseen = set(candidates.loc[candidates[frames.TRUE_DEFECT_TYPE].isin(self.settings.held_out), "image_path"])
+        unseen = self._unseen(splits)
         keys = {anomaly.key for anomaly in draw.labelled} if self.settings.overlap else draw.withdrawn_keys
         withdrawn = set(candidates.loc[sorted(keys), "image_path"])
         if self.hold_out:
@@ -331,8 +331,11 @@ class ContaminatedDataModule(AnomalibDataModule):
         elif splits.val is not None:
             self.val_data = self._without(splits.val, withdrawn | unseen, task)
         self.test_data = self._without(splits.test, withdrawn, task)
-        if not self.hold_out and splits.val is not None:
-            self._move_to_test(frames.cleaned(splits.val.samples), unseen)
+        if splits.val is not None:
+            spared = frames.cleaned(splits.val.samples)
+            # Under from_train, images that the wrapped data module has taken from the test set return to it.
+            unused = self.hold_out and self.datamodule.val_split_mode == ValSplitMode.FROM_TEST
+            self._move_to_test(spared, set(spared["image_path"]) - withdrawn if unused else unseen)
         self.train_data = _with_samples(splits.train, frames.joined([rows, hidden, labelled], attrs))
         self._draw, self._normal_count = draw, len(normals)
         self._warn_about_sets(splits)
@@ -459,10 +462,22 @@ class ContaminatedDataModule(AnomalibDataModule):
             samples.attrs["task"] = task.value
         return _with_samples(dataset, samples)
 
-    def _move_to_test(self, validation: pd.DataFrame, unseen: set[str]) -> None:
-        """Test on the images of held-out types that the wrapped data module would validate on."""
+    def _unseen(self, splits: Splits) -> set[str]:
+        """Paths of all test and validation images of held-out defect types."""
+        paths: set[str] = set()
+        for dataset in (splits.test, splits.val):
+            if dataset is None or not self.settings.held_out or isinstance(dataset, SyntheticAnomalyDataset):
+                continue
+            anomalies = frames.anomalous(frames.cleaned(dataset.samples))
+            if len(anomalies):
+                types = pd.Series(frames.defect_types_of(anomalies, [dataset]))
+                paths |= set(anomalies["image_path"].to_numpy()[types.isin(self.settings.held_out).to_numpy()])
+        return paths
+
+    def _move_to_test(self, validation: pd.DataFrame, wanted: set[str]) -> None:
+        """Test on some of the images that the wrapped data module would validate on."""
         tested = self.test_data.samples
-        moved = validation[validation["image_path"].isin(unseen - set(tested["image_path"]))]
+        moved = validation[validation["image_path"].isin(wanted - set(tested["image_path"]))]
         if len(moved):
             both = pd.concat([tested, moved.assign(split="test")], ignore_index=True)
             both.attrs.update(tested.attrs)

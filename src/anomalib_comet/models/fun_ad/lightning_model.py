@@ -34,6 +34,7 @@ from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command
 from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
+from anomalib_comet.backbones import FeatureScaling
 from anomalib_comet.confident_meta_learning.confidence import anchored_scores, training_set_weights
 from anomalib_comet.distributed import Ranks
 from anomalib_comet.models.frozen_features import (
@@ -469,7 +470,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
 
     @torch.no_grad()
     def rebuild(self, epoch: int) -> None:
-        """Rebuild the memory bank from the images that score lowest, and every patch's distance to it.
+        """Rebuild the memory bank from the images that ``bank_rule`` lets in, and every patch's distance to it.
 
         Args:
             epoch (int): Number of the epoch. The draw depends on it and the seed only, not on how many there were
@@ -757,8 +758,16 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         """Rebuild at once where a checkpoint, or a fit before, knows other images than these."""
         if self._store is None or self._features_key == self._store.key:
             return
-        if self._paths:
-            logger.warning("The training images are others than before: the memory bank is built anew.")
+        if self._paths and self.current_epoch == 0:
+            logger.warning("The training images are others than before: scaling and memory bank are made anew.")
+            for module in self.model.modules():
+                if isinstance(module, FeatureScaling):
+                    module.reset()
+        elif self._paths:
+            logger.warning(
+                "The training images are others than before: the memory bank is built anew, the scaling of features "
+                "stays that of the images with which the training began."
+            )
         self._take_paths(self._store.paths)
         self._features_key = self._store.key
         self._rebuilt_at = -1

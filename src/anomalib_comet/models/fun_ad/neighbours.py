@@ -106,6 +106,9 @@ def kth_nearest_image(query: torch.Tensor, bank: torch.Tensor, k: int, own: torc
     n_images, n_vectors, width = bank.shape
     query, flat = query.detach().float(), bank.detach().float().to(query.device).reshape(-1, width)
     own = own.to(query.device)
+    # Matrix products lose what tells far vectors apart; around their mean they are near.
+    middle = flat.mean(0) if len(flat) else 0.0
+    query, flat = query - middle, flat - middle
     squares = flat.square().sum(1)
     size = max(1, CHUNK_VALUES // max(1, len(flat)))
     parts = []
