@@ -8,8 +8,10 @@ What cannot be (hours, other data, another machine) is at least parsed by the pr
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import runpy
@@ -318,7 +320,10 @@ def run_benchmark(words, monkeypatch):
             raise Parsed
         return arguments
 
-    with monkeypatch.context() as patch:
+    loud = {name: logging.getLogger(name).level for name in ("anomalib", "anomalib_comet", "lightning.fabric", "lightning.pytorch")}
+    with monkeypatch.context() as patch, contextlib.ExitStack() as quiet:
+        for name, level in loud.items():  # scripts are processes of their own, and may be quiet
+            quiet.callback(logging.getLogger(name).setLevel, level)
         patch.setattr(argparse.ArgumentParser, "parse_args", stop)
         patch.setattr(sys, "argv", words)
         patch.syspath_prepend(ROOT / "benchmarks")
