@@ -320,7 +320,8 @@ def run_benchmark(words, monkeypatch):
             raise Parsed
         return arguments
 
-    loud = {name: logging.getLogger(name).level for name in ("anomalib", "anomalib_comet", "lightning.fabric", "lightning.pytorch")}
+    names = ("anomalib", "anomalib_comet", "lightning.fabric", "lightning.pytorch")
+    loud = {name: logging.getLogger(name).level for name in names}
     with monkeypatch.context() as patch, contextlib.ExitStack() as quiet:
         for name, level in loud.items():  # scripts are processes of their own, and may be quiet
             quiet.callback(logging.getLogger(name).setLevel, level)
