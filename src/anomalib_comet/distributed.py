@@ -26,7 +26,12 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from anomalib.models.components import AnomalibModule
     from lightning.pytorch import Trainer
+
+    _Base = AnomalibModule
+else:
+    _Base = object
 
 T = TypeVar("T")
 
@@ -169,8 +174,6 @@ def refuse_unsupported(trainer: Trainer, name: str) -> None:
 def set_up_ranks(module: Any, stage: str) -> None:
     """Refuse what does not go in several processes, and give the processes one folder and evaluation without repeats.
 
-    To be called in the module's ``setup``; a second call does nothing more.
-
     Args:
         module: The Lightning module.
         stage: Lightning's stage.
@@ -194,7 +197,7 @@ def set_up_ranks(module: Any, stage: str) -> None:
 
 
 def check_ranks(module: Any) -> None:
-    """Refuse processes that could not train in step. To be called first in the module's ``on_train_start``.
+    """Refuse processes that could not train in step.
 
     Args:
         module: The Lightning module.
@@ -215,6 +218,30 @@ def check_ranks(module: Any) -> None:
             "as Lightning's own sampler does (--trainer.use_distributed_sampler true)."
         )
         raise ValueError(msg)
+
+
+class InStep(_Base):
+    """A mixin for Lightning modules whose processes have to train in step, see :func:`set_up_ranks`.
+
+    Place it before ``AnomalibModule``, behind mixins that learn about images when training starts.
+    """
+
+    def setup(self, stage: str) -> None:
+        """Refuse a trainer whose processes could not share what is learnt about the training images.
+
+        Args:
+            stage (str): Lightning's stage.
+
+        Raises:
+            ValueError: If the strategy is another one than a single device or ``ddp``.
+        """
+        set_up_ranks(self, stage)
+        super().setup(stage)
+
+    def on_train_start(self) -> None:
+        """Refuse processes that could not train in step."""
+        check_ranks(self)
+        super().on_train_start()
 
 
 def _require_same_images(samples: Any, subset: str, ranks: Ranks) -> None:

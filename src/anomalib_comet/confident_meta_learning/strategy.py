@@ -27,7 +27,7 @@ from torch import nn
 from torch.func import functional_call
 
 from anomalib_comet.checkpoints import CheckpointWriter
-from anomalib_comet.distributed import Ranks, check_ranks, set_up_ranks
+from anomalib_comet.distributed import InStep, Ranks
 from anomalib_comet.files import may_fail
 from anomalib_comet.guard import with_guard
 from anomalib_comet.training_set import TrainingSet
@@ -70,7 +70,7 @@ WEIGHT_LEVELS = ("image", "patch")
 PATCH_METHODS = ("patch_losses", "patch_scores", "select_patches")
 
 
-class ConfidentMetaLearning(CheckpointWriter, _Detector):  # type: ignore[misc]  # as AnomalibModule's own bases
+class ConfidentMetaLearning(CheckpointWriter, InStep, _Detector):  # type: ignore[misc]  # as AnomalibModule's own bases
     """The CoMet training strategy: confidence weights, meta-learning, adaptive regulariser.
 
     A mixin, placed before the detector's Lightning module. The detector gives three methods, each over a
@@ -241,18 +241,6 @@ class ConfidentMetaLearning(CheckpointWriter, _Detector):  # type: ignore[misc] 
         return frame
 
     # ----------------------------------------------------------------------------------------------- training
-    def setup(self, stage: str) -> None:
-        """Refuse a trainer whose processes could not share the confidence weights.
-
-        Args:
-            stage (str): Lightning's stage.
-
-        Raises:
-            ValueError: If the strategy is another one than a single device or ``ddp``.
-        """
-        set_up_ranks(self, stage)
-        super().setup(stage)
-
     def on_train_start(self) -> None:
         """Turn off the optimizer's weight decay where ours replaces it, and cross-fit the first weights."""
         if self.use_meta and self.trainer.precision == "16-mixed":
@@ -270,7 +258,6 @@ class ConfidentMetaLearning(CheckpointWriter, _Detector):  # type: ignore[misc] 
                 "leave them out or use weight_level='image'."
             )
             raise ValueError(msg)
-        check_ranks(self)
         super().on_train_start()
         if self.confidence.weights:
             self._forget_other_images()

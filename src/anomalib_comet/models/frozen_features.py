@@ -12,16 +12,16 @@ from anomalib import LearningType
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from anomalib_comet.backbones import FeatureCache, keep_checkpoint_weights
+from anomalib_comet.backbones import FeatureCache
 from anomalib_comet.checkpoints import CheckpointWriter
-from anomalib_comet.distributed import Ranks, check_ranks, set_up_ranks
+from anomalib_comet.distributed import InStep, Ranks
 from anomalib_comet.guard import with_guard
+
+from .local_backbone import LocalBackbone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
-    from anomalib.models.components import AnomalibModule
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
@@ -38,7 +38,7 @@ STATISTICS_VECTORS = 10_000
 """About as many local features of the whole training set are used to fit statistics over them."""
 
 
-class FrozenFeatures(CheckpointWriter):
+class FrozenFeatures(CheckpointWriter, InStep, LocalBackbone):  # type: ignore[misc]  # as AnomalibModule's own bases
     """A mixin for Lightning modules that train a head on a frozen backbone.
 
     It validates by the model's forward pass, restores checkpoints without weights of the backbone, remembers features
@@ -62,23 +62,6 @@ class FrozenFeatures(CheckpointWriter):
         self._cache = FeatureCache(cache_gib)
         self._draws = 0
         self.seed = seed
-
-    def setup(self, stage: str) -> None:
-        """Refuse a trainer whose processes could not share what is learnt about the training images.
-
-        Args:
-            stage (str): Lightning's stage.
-
-        Raises:
-            ValueError: If the strategy is another one than a single device or ``ddp``.
-        """
-        set_up_ranks(self, stage)
-        super().setup(stage)
-
-    def on_train_start(self) -> None:
-        """Refuse processes that could not train in step."""
-        check_ranks(self)
-        super().on_train_start()
 
     @property
     def may_remember(self) -> bool:
@@ -157,21 +140,6 @@ class FrozenFeatures(CheckpointWriter):
     def learning_type(self) -> LearningType:
         """Return the learning type: one class."""
         return LearningType.ONE_CLASS
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> AnomalibModule:  # type: ignore[override]
-        """Restore a model; the backbone's weights come from the checkpoint, nothing is downloaded.
-
-        Args:
-            checkpoint_path (str | Path): Path of the checkpoint.
-            *args: See :meth:`lightning.pytorch.LightningModule.load_from_checkpoint`.
-            **kwargs: See there.
-
-        Returns:
-            AnomalibModule: The model.
-        """
-        with keep_checkpoint_weights():
-            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the number of random draws to a checkpoint.
