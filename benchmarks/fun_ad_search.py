@@ -107,7 +107,8 @@ def main() -> None:
 
     detector = fun_ad_speed.model(arguments, feature_scaling=arguments.scaling, patch_pool=arguments.pool)
     fun_ad_speed.with_features(detector, fun_ad_speed.features(arguments, detector, test=False)[0])
-    vectors = torch.cat([detector._features(chunk)[1] for chunk in detector._chunks()])  # noqa: SLF001
+    features = detector.training_features
+    vectors = torch.cat([features.scaled(chunk)[1] for chunk in features.chunks()])
     n_images, n_patches, width = vectors.shape
     own = torch.arange(n_images).repeat_interleave(n_patches)
     vectors = vectors.flatten(0, 1)

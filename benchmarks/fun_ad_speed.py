@@ -113,7 +113,7 @@ def published_distances(
     net, n_patches = detector.model.local_net, detector.model.n_patches
     clock = {} if clock is None else clock
     with timed(clock, "scores and bank"):
-        parts = [net(*detector._features(chunk)) for chunk in detector._chunks()]  # noqa: SLF001
+        parts = [net(*detector.training_features.scaled(chunk)) for chunk in detector.training_features.chunks()]
         adapted = torch.cat([part for part, _ in parts])
         scores = torch.cat([logits.sigmoid().amax(dim=1) for _, logits in parts])
         candidates = (min_max(scores) < 0.5).nonzero().flatten()
@@ -155,7 +155,7 @@ def train_published(detector: FunAd, batches: list[list[int]], limit: float) -> 
     for rows in batches:
         scaled = published_distances(detector, rows, generator, clock)
         with timed(clock, "forward and backward"):
-            token, patches = detector._features(rows)  # noqa: SLF001
+            token, patches = detector.training_features.scaled(rows)
             n_token = token.shape[1]
             labels = scaled > 0.5
             adapted, clean = detector.model.local_net(token, patches)
@@ -194,7 +194,7 @@ def train_ours(
         loss = detector.batch_loss(rows, generator)
         seconds += time.perf_counter() - start
         if check and detector.target == "labels" and step % check == check - 1:
-            known = detector._scaled_of(rows) > 0.5  # noqa: SLF001
+            known = detector.bank.scaled_distances(detector.scope, detector.label_kappa, rows) > 0.5
             fresh, again = (
                 published_distances(detector, rows, torch.Generator().manual_seed(s + step)) > 0.5 for s in (5, 99_999)
             )

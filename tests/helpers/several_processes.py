@@ -123,7 +123,7 @@ def fit(case, datamodule, folder, ckpt_path=None, **kwargs):
     model.on_save_checkpoint(checkpoint)
     known["learnt"] = {key: checkpoint[key] for key in LEARNT if key in checkpoint}
     if isinstance(model, FunAd):
-        known["scaled_distances"] = model._all_scaled()
+        known["scaled_distances"] = model.bank.scaled_distances(model.scope, model.label_kappa)
     return model, trained_by, known
 
 

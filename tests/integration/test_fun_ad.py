@@ -59,7 +59,7 @@ def test_head_learns_the_backbone_stays_and_the_score_is_not_saturated(data_root
     assert all(not torch.equal(head[name], p) for name, p in trained(model.model.local_net).items())
     assert identical(frozen, dict(model.model.descriptors.state_dict()))
     assert trained_by.trainer.global_step == 9  # 20 images in batches of 8, 3 epochs
-    assert model._store is None
+    assert model._training_features is None
     results = trained_by.test(model, datamodule=surfaces(data_root), verbose=False)[0]
     assert 0.0 <= results["image_AUROC"] <= 1.0
     assert "pixel_AUROC" in results
@@ -87,8 +87,8 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(data_root, tmp_path, settin
     assert not identical(trained(whole), trained(killed))
     engine(tmp_path / "resumed", max_epochs=4).fit(resumed, datamodule=in_order(data_root), ckpt_path=checkpoint)
     assert identical(trained(whole), trained(resumed))
-    assert torch.equal(whole._distances, resumed._distances)
-    assert torch.equal(whole._in_bank, resumed._in_bank)
+    assert torch.equal(whole.bank.distances, resumed.bank.distances)
+    assert torch.equal(whole.bank.in_bank, resumed.bank.in_bank)
 
 
 KILLED_PROCESS = """
@@ -130,8 +130,8 @@ def test_a_process_killed_in_the_middle_goes_on_from_its_checkpoint_and_its_file
     monkeypatch.setattr(resumed, "_records", lambda images: pytest.fail("features were computed again"))
     engine(tmp_path / "resumed", max_epochs=4).fit(resumed, datamodule=in_order(data_root), ckpt_path=checkpoint)
     assert identical(trained(whole), trained(resumed))
-    assert torch.equal(whole._distances, resumed._distances)
-    assert torch.equal(whole._in_bank, resumed._in_bank)
+    assert torch.equal(whole.bank.distances, resumed.bank.distances)
+    assert torch.equal(whole.bank.in_bank, resumed.bank.in_bank)
 
 
 def test_scrambled_training_labels_change_nothing(data_root, tmp_path):
@@ -155,7 +155,7 @@ def test_scrambled_training_labels_change_nothing(data_root, tmp_path):
 
     hidden, shown = run("hidden", scramble=False), run("shown", scramble=True)
     assert identical(trained(hidden), trained(shown))
-    assert torch.equal(hidden._distances, shown._distances)
+    assert torch.equal(hidden.bank.distances, shown.bank.distances)
 
 
 def test_stored_features_are_used_again_and_give_the_same_training(data_root, tmp_path, monkeypatch):
@@ -192,7 +192,7 @@ def test_checkpoint_holds_the_audit_but_no_features(data_root, tmp_path):
     assert len(frame) == 20
     assert set(frame.columns) >= {"image_path", "anomaly_score", "confidence_weight", "head_score", "in_bank"}
     assert frame.confidence_weight.between(0, 1).all()
-    distances = model._distances.topk(6, dim=1)[0].mean(1)  # a tenth of 64 patches
+    distances = model.bank.distances.topk(6, dim=1)[0].mean(1)  # a tenth of 64 patches
     assert np.allclose(frame.anomaly_score, distances)
     state = torch.load(checkpoint_of(trained_by), weights_only=True)["state_dict"]
     n_patches = model.model.n_patches

@@ -17,7 +17,7 @@ from anomalib_comet.backbones import PatchDescriptors, average_neighbours
 from anomalib_comet.models import FunAd
 from anomalib_comet.models.fun_ad.feature_store import FeatureStore, fingerprint
 from anomalib_comet.models.fun_ad.loss import FunAdLoss, balanced_bce, distance_loss, mutual_smoothness
-from anomalib_comet.models.fun_ad.memory_bank import candidates, draw_bank, pooled_score
+from anomalib_comet.models.fun_ad.memory_bank import bounded, candidates, draw_bank, draw_vectors, pooled_score
 from anomalib_comet.models.fun_ad.neighbours import kth_nearest_image, mutual_pairs, nearest
 from anomalib_comet.models.fun_ad.pseudo_labels import (
     centred_log,
@@ -467,10 +467,10 @@ def test_degenerate_training_sets_have_a_finite_loss(case, scope, exclude):
         model = prepared(features, scope=scope, exclude=exclude, **settings)
         assert torch.isfinite(steps(model, len(features)))
         assert all(torch.isfinite(p.grad).all() for p in model.model.local_net.parameters())
-        assert torch.isfinite(model._distances).all()
+        assert torch.isfinite(model.bank.distances).all()
         assert len(model.training_frame()) == len(features)
         if case == "constant":
-            assert not model._distances.any()
+            assert not model.bank.distances.any()
 
 
 def test_an_images_own_patches_do_not_count_where_excluded():
@@ -482,7 +482,7 @@ def test_an_images_own_patches_do_not_count_where_excluded():
     by_image = prepared(features, exclude="image", **bank_of_all)
     for model in (by_patch, by_image):
         model.rebuild(0)
-    assert by_patch._distances[2, 10:14].max() < by_image._distances[2, 10:14].min() / 50
+    assert by_patch.bank.distances[2, 10:14].max() < by_image.bank.distances[2, 10:14].min() / 50
 
 
 def test_a_bank_without_chance_and_head_is_built_once(monkeypatch):
@@ -494,7 +494,7 @@ def test_a_bank_without_chance_and_head_is_built_once(monkeypatch):
         searches.append(args)
         return kth_nearest_image(*args, **kwargs)
 
-    monkeypatch.setattr("anomalib_comet.models.fun_ad.lightning_model.kth_nearest_image", counted)
+    monkeypatch.setattr("anomalib_comet.models.fun_ad.iterated_bank.kth_nearest_image", counted)
     for settings, expected in ((ours, 1), ({**ours, "bank_half": True}, 2), ({**ours, "space": "adapted"}, 2)):
         searches.clear()
         model = prepared(features, **settings)
@@ -525,37 +525,37 @@ def test_distance_to_a_share_of_the_other_images():
     nearest_vector, quarter = (prepared(features, **ours, neighbour_share=share) for share in (0.0, 0.25))
     for model in (nearest_vector, quarter):
         model.rebuild(0)
-    assert nearest_vector._distances[2, 10:14].max() < quarter._distances[2, 10:14].min() / 50
-    scaled = quarter._features(range(9))[1]
+    assert nearest_vector.bank.distances[2, 10:14].max() < quarter.bank.distances[2, 10:14].min() / 50
+    scaled = quarter.training_features.scaled(range(9))[1]
     others = torch.cat([scaled[:2], scaled[3:]])
     squares = (others - scaled[2, 10]).square().sum(2).amin(1).sort()[0]
-    assert float(quarter._distances[2, 10]) == pytest.approx(float(squares[1]), rel=1e-3)  # the second of eight others
+    second_of_eight_others = pytest.approx(float(squares[1]), rel=1e-3)
+    assert float(quarter.bank.distances[2, 10]) == second_of_eight_others
 
 
 def test_few_images_of_a_large_training_set_are_counted():
     model = prepared(torch.randn(9, 64, 22), exclude="image", neighbour_share=0.5, bank_vectors=192)
     generator = torch.Generator().manual_seed(0)
-    images = model._bounded(torch.tensor([1, 2, 4, 5, 8]), generator)
+    images = bounded(torch.tensor([1, 2, 4, 5, 8]), 64, 192, generator)
     assert len(images) == 3  # 64 patches each
     assert set(images.tolist()) <= {1, 2, 4, 5, 8}
     assert torch.equal(images, images.sort()[0])
     model.rebuild(0)
-    assert torch.isfinite(model._distances).all()
+    assert torch.isfinite(model.bank.distances).all()
 
 
 def test_bank_is_bounded_and_takes_patches_of_every_image():
-    model = prepared(torch.randn(8, 64, 22), bank_vectors=50)
-    bank, owners = model._bank(torch.tensor([1, 3, 4, 6, 7]), "adapted", torch.Generator().manual_seed(0))
+    features = torch.randn(8, 64, 22, generator=torch.Generator().manual_seed(0))
+    images = torch.tensor([1, 3, 4, 6, 7])
+    bank, owners = draw_vectors(images, features.__getitem__, 64, 50, torch.Generator().manual_seed(0))
     assert bank.shape == (50, 22)
     assert (owners // 64).bincount().tolist() == [0, 10, 0, 10, 10, 0, 10, 10]
-    adapted = model.model.local_net.adapt(*model._features([4]))[0]
-    mine = (owners // 64) == 4
-    assert torch.allclose(bank[mine], adapted[owners[mine] % 64])
+    assert torch.equal(bank, features[owners // 64, owners % 64])
 
 
 def test_perturbed_scores_are_used_for_uncertain_pseudo_anomalies_only():
     model = prepared(torch.randn(3, 64, 22), noise_scale=5.0)
-    token, patches = model._features(range(3))
+    token, patches = model.training_features.scaled(range(3))
     scaled = torch.rand(3, 64, generator=torch.Generator().manual_seed(0))
     clean = model.model.local_net(token, patches)[1]
     logits = model._perturbed_logits(token, patches, scaled, clean, torch.Generator().manual_seed(0))

@@ -26,7 +26,6 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from anomalib.metrics import Evaluator  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.models.components import AnomalibModule
@@ -35,30 +34,29 @@ from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command l
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
 from anomalib_comet.backbones import FeatureScaling
-from anomalib_comet.confident_meta_learning.confidence import anchored_scores, training_set_weights
 from anomalib_comet.distributed import Ranks
 from anomalib_comet.models.frozen_features import (
     FrozenFeatures,
-    every_nth,
     parts_of,
     refuse_augmentations,
     refuse_half_precision,
     resizing_pre_processor,
-    vectors_per_image,
 )
 from anomalib_comet.training_set import TrainingSet, evaluating
 
 from .collecting import collected
 from .feature_store import fingerprint
+from .iterated_bank import BankRules, IteratedBank
 from .loss import FunAdLoss, distance_loss
-from .memory_bank import RULES, SMALLEST_BANK, candidates, draw_bank, pooled_score
-from .neighbours import kth_nearest_image, mutual_pairs, nearest
-from .pseudo_labels import SCOPES, TAU_C, TAU_N, centred_log, perturb, pseudo_labels, scale_distances, uncertain
+from .neighbours import mutual_pairs, nearest
+from .pseudo_labels import SCOPES, TAU_C, TAU_N, perturb, pseudo_labels, uncertain
 from .torch_model import FunAdModel
+from .training_features import TrainingFeatures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
+    import pandas as pd
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 
     from .feature_store import FeatureStore
@@ -66,14 +64,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATE_KEY = "fun_ad"
-EXCLUSIONS = ("patch", "image")
 TARGETS = ("labels", "distances")
-SPACES = ("adapted", "descriptors")
-PATCHES_PER_IMAGE = 100
-"""Where images are counted, every image of the bank has at least so many patches in it, if it has as many."""
-
-CHUNK = 32
-"""Images whose features are in memory at a time, in single precision, when the whole training set is gone through."""
 
 
 class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as AnomalibModule's own bases
@@ -123,7 +114,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             that does not vouch for itself. 0 for the nearest vector, as published. Defaults to ``0.25``.
         bank_vectors (int | None): Largest number of vectors in the bank (ours): beyond it, some patches of every image
             of the bank are drawn at random, and some of the images where there are too many for
-            :data:`PATCHES_PER_IMAGE` patches each. ``None`` for no bound, as published. Defaults to ``100000``.
+            :data:`.memory_bank.PATCHES_PER_IMAGE` patches each. ``None`` for no bound, as published. Defaults to
+            ``100000``.
         exclude (str): What a patch is not compared with: ``"patch"`` itself, as published, or ``"image"`` all patches
             of its own image (ours), where the nearest relatives of a defect lie. Defaults to ``"image"``.
         rebuild_epochs (int): Bank, distances and pseudo-labels are made anew once in so many epochs (ours); the
@@ -210,15 +202,11 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        _check_choices(
-            {
-                "scope": (scope, SCOPES),
-                "target": (target, TARGETS),
-                "space": (space, SPACES),
-                "bank_rule": (bank_rule, RULES),
-                "exclude": (exclude, EXCLUSIONS),
-            }
-        )
+        rules = BankRules(bank_rule, bank_share, bank_half, bank_vectors, space, exclude, neighbour_share)
+        for name, value, known in (("scope", scope, SCOPES), ("target", target, TARGETS)):
+            if value not in known:
+                msg = f"{name} must be one of {known}, got '{value}'."
+                raise ValueError(msg)
         _check_at_least(
             zero={
                 "label_kappa": label_kappa,
@@ -229,21 +217,10 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
                 "image_weight": image_weight,
                 "cache_gib": cache_gib,
             },
-            one={
-                "rebuild_epochs": rebuild_epochs,
-                "train_patches": train_patches,
-                "bank_vectors": bank_vectors,
-                "pair_patches": pair_patches,
-            },
+            one={"rebuild_epochs": rebuild_epochs, "train_patches": train_patches, "pair_patches": pair_patches},
         )
-        if not 0.0 < bank_share <= 1.0 or lr <= 0:
-            msg = f"bank_share must be in (0, 1] and lr above zero, got {bank_share} and {lr}."
-            raise ValueError(msg)
-        if not 0.0 <= neighbour_share <= 1.0:
-            msg = f"neighbour_share must be in [0, 1], got {neighbour_share}; 0 takes the nearest vector of the bank."
-            raise ValueError(msg)
-        if neighbour_share and exclude != "image":
-            msg = "neighbour_share counts other images: use exclude=image with it, or neighbour_share=0."
+        if lr <= 0:
+            msg = f"lr must be above zero, got {lr}."
             raise ValueError(msg)
         super().__init__(
             pre_processor=self.configure_pre_processor(image_size) if pre_processor is True else pre_processor,
@@ -274,13 +251,6 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         self.scope = scope
         self.label_kappa = label_kappa
         self.target = target
-        self.space = space
-        self.bank_rule = bank_rule
-        self.bank_share = bank_share
-        self.bank_half = bank_half
-        self.neighbour_share = neighbour_share
-        self.bank_vectors = bank_vectors
-        self.exclude = exclude
         self.rebuild_epochs = rebuild_epochs
         self.pair_patches = pair_patches
         self.train_patches = train_patches
@@ -292,16 +262,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         self.feature_store = feature_store
         self.cache_gib = cache_gib
         self.remember_features(0.0, seed)
-        self._store: FeatureStore | None = None
-        # What the latest rebuild found, by image path; no buffers: their size belongs to the data, not to the model.
-        self._paths: list[str] = []
-        self._distances = torch.zeros(0, 0)
-        self._image_scores = torch.zeros(0)
-        self._in_bank = torch.zeros(0, dtype=torch.bool)
-        self._rebuilt_at = -1
-        self._features_key = ""
-        self._row: dict[str, int] = {}
-        self._scaled: torch.Tensor | None = None
+        self.bank = IteratedBank(rules)
+        self._training_features: TrainingFeatures | None = None
         self._spread = torch.zeros(0)
 
     @staticmethod
@@ -347,7 +309,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
     def on_train_start(self) -> None:
         """Collect the features of all training images and fit what is fitted in closed form."""
         super().on_train_start()
-        self._close_store()  # of a fit that an exception has ended
+        self._close_features()  # of a fit that an exception has ended
         self.use_features(self._collect(TrainingSet(self)))
 
     def use_features(self, store: FeatureStore) -> None:
@@ -356,9 +318,25 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         Args:
             store (FeatureStore): Features of the training images.
         """
-        self._store = store
-        self._forget_other_images()
-        self._fit_statistics()
+        ranks = Ranks.of(self)
+        self._training_features = TrainingFeatures(self.model, store, ranks)
+        self._forget_other_images(store.key)
+        self.bank.start(self._training_features)
+        spread = self._training_features.fit_scaling()
+        ranks.copy_state(self, parameters=False)
+        self._spread = ranks.first(spread.cpu()).to(spread)
+
+    @property
+    def training_features(self) -> TrainingFeatures:
+        """Features of the training images.
+
+        Raises:
+            RuntimeError: Before and after training.
+        """
+        if self._training_features is None:
+            msg = "Features of training images are there during training only."
+            raise RuntimeError(msg)
+        return self._training_features
 
     def _collect(self, training_set: TrainingSet) -> FeatureStore:
         """Return the complete store of features: an earlier run's, or a new one from one pass over the images."""
@@ -397,183 +375,26 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             rows.append(torch.cat([token.flatten(1), patches.flatten(1)], dim=1).float().cpu())
         return torch.cat(rows)
 
-    def _raw(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return tokens ``(B, n_token)`` and patches ``(B, P, n_patch)`` of training images, as of the network."""
-        if self._store is None:
-            msg = "Features of training images are there during training only."
-            raise RuntimeError(msg)
-        records = self._store.read(rows).to(self.device).float()
-        n_token = self.model.descriptors.n_token
-        return records[:, :n_token], records[:, n_token:].unflatten(1, (self.model.n_patches, -1))
-
-    def _features(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what Local-Net sees of training images, same shapes."""
-        return self.model.scale(*self._raw(rows))
-
-    def _chunks(self) -> Iterator[range]:
-        n_images = len(self._paths)
-        return (range(k, min(k + CHUNK, n_images)) for k in range(0, n_images, CHUNK))
-
-    def _kept(self, chunks: list[range], compute: Callable[[range], torch.Tensor]) -> torch.Tensor:
-        """Return what is computed of chunks of images, a row an image, in one piece of memory.
-
-        Pieces of their own, made between much larger ones that come and go, would lie in the gaps of these and let
-        the process grow with the training set.
-        """
-        first = compute(chunks[0])
-        kept = first.new_empty(sum(map(len, chunks)), *first.shape[1:])
-        kept[: len(first)] = first
-        start = len(first)
-        for chunk in chunks[1:]:
-            kept[start : start + len(chunk)] = compute(chunk)
-            start += len(chunk)
-        return kept
-
-    def _of_all(self, compute: Callable[[range], torch.Tensor]) -> torch.Tensor:
-        """Return what is computed of chunks of images, on the CPU; every process computes a share of the chunks."""
-        ranks = Ranks.of(self)
-        own = ranks.share(list(self._chunks()))
-        return torch.cat(ranks.gather([self._kept(own, compute)] if own else []))
-
-    @torch.no_grad()
-    def _fit_statistics(self) -> None:
-        """Fit the scaling where no checkpoint has brought it, and measure every channel's spread for the noise."""
-        chunks, count = list(self._chunks()), vectors_per_image(len(self._paths))
-
-        def some() -> tuple[torch.Tensor, torch.Tensor]:
-            tokens = self._kept(chunks, lambda chunk: self._features(chunk)[0])
-            vectors = self._kept(chunks, lambda chunk: every_nth(self._features(chunk)[1], count))
-            return tokens, vectors.flatten(0, 1)
-
-        if not bool(self.model.patch_scaling.is_fitted) or not bool(self.model.image_scaling.is_fitted):
-            windows = self._kept(chunks, lambda chunk: every_nth(self.model.windows(self._raw(chunk)[1]), count))
-            # Until it is fitted the scaling is the identity: these are the features as they are.
-            self.model.fit_scaling(*some(), windows.flatten(0, 1))
-        tokens, vectors = some()
-        self._spread = torch.cat([(part - part.mean(0)).square().mean(0).sqrt() for part in (tokens, vectors)])
-        ranks = Ranks.of(self)
-        ranks.copy_state(self, parameters=False)
-        self._spread = ranks.first(self._spread.cpu()).to(self._spread)
-
     # ------------------------------------------------------------------------------------------ bank and pseudo-labels
     def on_train_epoch_start(self) -> None:
         """Rebuild bank, distances and pseudo-labels where it is time."""
         super().on_train_epoch_start()
-        age = self.current_epoch - self._rebuilt_at
-        # Negative where another fit went before.
-        if self._rebuilt_at < 0 or not 0 <= age < self.rebuild_epochs:
+        bank = self.bank
+        if bank.is_due(self.current_epoch, self.rebuild_epochs):
             self.rebuild(self.current_epoch)
-            self.log("bank_images", float(self._in_bank.sum()), batch_size=len(self._paths))
+            self.log("bank_images", float(bank.in_bank.sum()), batch_size=len(bank.paths))
             if self.target == "labels" and self.scope != "batch":
-                share = pseudo_labels(self._all_scaled()).float().mean()
-                self.log("pseudo_anomalies", share, batch_size=len(self._paths))
+                share = pseudo_labels(bank.scaled_distances(self.scope, self.label_kappa)).float().mean()
+                self.log("pseudo_anomalies", share, batch_size=len(bank.paths))
 
-    @torch.no_grad()
     def rebuild(self, epoch: int) -> None:
         """Rebuild the memory bank from the images that ``bank_rule`` lets in, and every patch's distance to it.
 
         Args:
-            epoch (int): Number of the epoch. The draw depends on it and the seed only, not on how many there were
-                before: a resumed run draws the same, and so do all processes.
+            epoch (int): Number of the epoch, on which the draw depends.
         """
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         with evaluating(self.model):
-            self._image_scores = self._of_all(self._head_scores)
-            if not (self._is_static and len(self._distances) == len(self._paths)):
-                self._rebuild_bank(generator)
-        self._rebuilt_at = epoch
-
-    def _rebuild_bank(self, generator: torch.Generator) -> None:
-        # The published rule scales probabilities; the order is the same.
-        scores = self._image_scores.sigmoid() if self.bank_rule == "min_max" else self._image_scores
-        images = candidates(scores, self.bank_rule, self.bank_share)
-        if self.bank_half:
-            images = draw_bank(images, generator)
-        if self.neighbour_share:
-            images = self._bounded(images, generator)
-        bank, owners = self._bank(images, self.space, generator)
-        self._distances = self._of_all(lambda chunk: self._chunk_distances(chunk, bank, owners))
-        self._in_bank = torch.zeros(len(self._paths), dtype=torch.bool)
-        self._in_bank[images] = True
-        self._scaled = None
-
-    @property
-    def _is_static(self) -> bool:
-        """Whether bank and distances stay as they are: neither Local-Net nor chance has a part in them."""
-        return self.space == "descriptors" and self.bank_rule == "all" and not self.bank_half
-
-    def _head_scores(self, rows: Sequence[int]) -> torch.Tensor:
-        """Return the scores of training images by the head as it is, shape ``(B,)``, on the CPU."""
-        token, raw = self._raw(rows)
-        return self.model.image_scores(self.model.local_net(*self.model.scale(token, raw))[1], raw).cpu()
-
-    def _vectors(self, rows: Sequence[int], space: str) -> torch.Tensor:
-        """Return what distances are measured between, shape ``(B, P, D)``."""
-        token, patches = self._features(rows)
-        if space == "adapted":
-            return self.model.local_net.adapt(token, patches)
-        return patches
-
-    def _bounded(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return as many images of the bank as may have :data:`PATCHES_PER_IMAGE` patches in it, drawn at random."""
-        if self.bank_vectors is None:
-            return images
-        count = max(SMALLEST_BANK, self.bank_vectors // min(PATCHES_PER_IMAGE, self.model.n_patches))
-        return images[torch.randperm(len(images), generator=generator)[:count]].sort()[0]
-
-    def _bank(self, images: torch.Tensor, space: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the bank's vectors ``(M, d)`` and the number of the patch that each one is, ``(M,)``."""
-        n_patches = self.model.n_patches
-        wanted = n_patches if self.bank_vectors is None else max(1, min(n_patches, self.bank_vectors // len(images)))
-        vectors, owners = [], []
-        for part in images.split(CHUNK):
-            adapted = self._vectors(part.tolist(), space)
-            drawn = torch.rand(adapted.shape[:2], generator=generator).argsort(dim=1)[:, :wanted].sort(dim=1)[0]
-            vectors.append(adapted.gather(1, drawn.to(adapted.device)[..., None].expand(-1, -1, adapted.shape[2])))
-            owners.append(part[:, None] * n_patches + drawn)
-        return torch.cat(vectors).flatten(0, 1).float(), torch.cat(owners).flatten()
-
-    def _chunk_distances(self, chunk: range, bank: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
-        """Return the squared distance of every patch of some images to its nearest other bank vector, ``(B, P)``."""
-        n_patches = self.model.n_patches
-        adapted = self._vectors(chunk, self.space)
-        if self.neighbour_share:
-            distances = self._rank_distances(chunk, adapted.flatten(0, 1), bank, owners // n_patches)
-            return distances.view(len(chunk), n_patches).cpu()
-        own = torch.arange(chunk.start * n_patches, chunk.stop * n_patches)
-        # An only image has no other to be compared with.
-        if self.exclude == "image" and len(self._paths) > 1:
-            own, owners = own // n_patches, owners // n_patches
-        distances = nearest(adapted.flatten(0, 1), bank, exclude=(own, owners))[0]
-        distances = torch.nan_to_num(distances, posinf=0.0)  # an only patch: nothing to be far from
-        return distances.view(len(chunk), n_patches).cpu()
-
-    def _rank_distances(
-        self, chunk: range, query: torch.Tensor, bank: torch.Tensor, bank_images: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the squared distances to the share of the bank's images, for an equal number of vectors of each."""
-        images = bank_images.unique_consecutive()
-        rank = max(1, round(self.neighbour_share * len(images)))
-        position = torch.full((len(self._paths),), -1)
-        position[images] = torch.arange(len(images))
-        own = position[chunk.start : chunk.stop].repeat_interleave(self.model.n_patches)
-        return kth_nearest_image(query, bank.view(len(images), -1, bank.shape[1]), rank, own)
-
-    def _all_scaled(self) -> torch.Tensor:
-        if self._scaled is None:
-            self._scaled = scale_distances(self._distances, self.scope, self.label_kappa)
-        return self._scaled
-
-    def _targets(self) -> torch.Tensor:
-        if self._scaled is None:
-            self._scaled = centred_log(self._distances)
-        return self._scaled
-
-    def _scaled_of(self, rows: Sequence[int]) -> torch.Tensor:
-        """Return the scaled distances of all patches of images, shape ``(B, P)``."""
-        if self.scope == "batch":
-            return scale_distances(self._distances[list(rows)], self.scope)
-        return self._all_scaled()[list(rows)]
+            self.bank.rebuild(self.training_features, self.model, self.seed, epoch)
 
     # ------------------------------------------------------------------------------------------------------- training
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
@@ -588,7 +409,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             STEP_OUTPUT: The loss.
         """
         del args, kwargs
-        rows = [self._row[str(path)] for path in batch.image_path]
+        rows = [self.training_features.row[str(path)] for path in batch.image_path]
         loss = self.batch_loss(rows, self.next_generator())
         self.log("train_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=len(rows))
         return {"loss": loss}
@@ -603,9 +424,12 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         Returns:
             torch.Tensor: The loss.
         """
-        token, patches = self._features(rows)
+        token, patches = self.training_features.scaled(rows)
         by_distance = self.target == "distances"
-        scaled = (self._targets()[list(rows)] if by_distance else self._scaled_of(rows)).to(patches.device)
+        if by_distance:
+            scaled = self.bank.log_distances(rows).to(patches.device)
+        else:
+            scaled = self.bank.scaled_distances(self.scope, self.label_kappa, rows).to(patches.device)
         if self.train_patches is not None and self.train_patches < patches.shape[1]:
             drawn = torch.rand(scaled.shape, generator=generator).argsort(dim=1)[:, : self.train_patches]
             drawn = drawn.to(patches.device)
@@ -673,7 +497,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
     def on_fit_end(self) -> None:
         """Let go of the features of the training set."""
         super().on_fit_end()
-        self._close_store()
+        self._close_features()
 
     def teardown(self, stage: str) -> None:
         """Let go of the features of the training set, whatever ended the training.
@@ -682,12 +506,12 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             stage (str): Lightning's stage.
         """
         super().teardown(stage)
-        self._close_store()
+        self._close_features()
 
-    def _close_store(self) -> None:
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+    def _close_features(self) -> None:
+        if self._training_features is not None:
+            self._training_features.close()
+            self._training_features = None
 
     # ------------------------------------------------------------------------------------------------------- the audit
     def training_frame(self) -> pd.DataFrame | None:
@@ -698,22 +522,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             the bank), ``confidence_weight``, ``pseudo_distance`` (the same number, under the method's name),
             ``head_score`` (Local-Net's, before the sigmoid) and ``in_bank``.
         """
-        if not self._paths or not self._distances.numel():
-            return None
-        distance = pooled_score(self._distances, self.model.top_share)
-        weights = training_set_weights(anchored_scores(distance.double()))[0]
-        frame = pd.DataFrame(
-            {
-                "image_path": self._paths,
-                "anomaly_score": distance.numpy().astype(float),
-                "confidence_weight": weights.numpy(),
-                "pseudo_distance": distance.numpy().astype(float),
-                "head_score": self._image_scores.numpy().astype(float),
-                "in_bank": self._in_bank.numpy(),
-            }
-        )
-        frame.attrs["weights_counted"] = False
-        return frame
+        return self.bank.frame(self.model.top_share)
 
     # ------------------------------------------------------------------------------------------------------ checkpoint
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -723,14 +532,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             checkpoint (dict[str, Any]): The checkpoint.
         """
         super().on_save_checkpoint(checkpoint)
-        checkpoint[STATE_KEY] = {
-            "image_path": list(self._paths),
-            "distances": self._distances,
-            "image_scores": self._image_scores,
-            "in_bank": self._in_bank,
-            "features_key": self._features_key,
-            "rebuilt_at": self._rebuilt_at,
-        }
+        checkpoint[STATE_KEY] = self.bank.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take distances, scores and bank from a checkpoint.
@@ -740,45 +542,23 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         """
         super().on_load_checkpoint(checkpoint)
         state = checkpoint.get(STATE_KEY)
-        if state is None:
-            return
-        self._take_paths(state["image_path"])
-        self._distances = state["distances"]
-        self._image_scores = state["image_scores"]
-        self._in_bank = state["in_bank"]
-        self._features_key = state["features_key"]
-        self._rebuilt_at = int(state["rebuilt_at"])
-        self._scaled = None
+        if state is not None:
+            self.bank.load_state(state)
 
-    def _take_paths(self, paths: Sequence[str]) -> None:
-        self._paths = list(paths)
-        self._row = {path: k for k, path in enumerate(self._paths)}
-
-    def _forget_other_images(self) -> None:
-        """Rebuild at once where a checkpoint, or a fit before, knows other images than these."""
-        if self._store is None or self._features_key == self._store.key:
+    def _forget_other_images(self, key: str) -> None:
+        """Forget the scaling of a fit before on other images, but not that of a training that goes on with others."""
+        if not self.bank.paths or self.bank.features_key == key:
             return
-        if self._paths and self.current_epoch == 0:
+        if self.current_epoch == 0:
             logger.warning("The training images are others than before: scaling and memory bank are made anew.")
             for module in self.model.modules():
                 if isinstance(module, FeatureScaling):
                     module.reset()
-        elif self._paths:
+        else:
             logger.warning(
                 "The training images are others than before: the memory bank is built anew, the scaling of features "
                 "stays that of the images with which the training began."
             )
-        self._take_paths(self._store.paths)
-        self._features_key = self._store.key
-        self._rebuilt_at = -1
-        self._distances = torch.zeros(0, 0)
-
-
-def _check_choices(choices: dict[str, tuple[str, tuple[str, ...]]]) -> None:
-    for name, (value, known) in choices.items():
-        if value not in known:
-            msg = f"{name} must be one of {known}, got '{value}'."
-            raise ValueError(msg)
 
 
 def _check_at_least(zero: dict[str, float], one: dict[str, int | None]) -> None:

@@ -5,14 +5,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from .pseudo_labels import TAU_N, min_max
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 RULES = ("min_max", "quantile", "all")
 
 SMALLEST_BANK = 2
 """With two images every image has another one to be compared with."""
+
+PATCHES_PER_IMAGE = 100
+"""Where images are counted, every image of the bank has at least so many patches in it, if it has as many."""
+
+DRAWN_AT_ONCE = 32
+"""Images of the bank whose vectors are in memory at a time, all of them."""
 
 
 def pooled_score(patch_scores: torch.Tensor, share: float = 0.0, n_patches: int | None = None) -> torch.Tensor:
@@ -82,3 +93,51 @@ def draw_bank(candidate_images: torch.Tensor, generator: torch.Generator, share:
     count = min(max(SMALLEST_BANK, int(share * len(candidate_images))), len(candidate_images))
     order = torch.randperm(len(candidate_images), generator=generator)
     return candidate_images[order[:count].to(candidate_images.device)].sort().values
+
+
+def bounded(images: torch.Tensor, n_patches: int, bank_vectors: int | None, generator: torch.Generator) -> torch.Tensor:
+    """Return as many images of the bank as may have :data:`PATCHES_PER_IMAGE` patches in it, drawn at random (ours).
+
+    Args:
+        images: Positions of the images, shape ``(N_b,)``.
+        n_patches: Patches of an image.
+        bank_vectors: Largest number of vectors in the bank; ``None`` for no bound.
+        generator: Source of the draw.
+
+    Returns:
+        Ascending positions, at least two where there are two.
+    """
+    if bank_vectors is None:
+        return images
+    count = max(SMALLEST_BANK, bank_vectors // min(PATCHES_PER_IMAGE, n_patches))
+    return images[torch.randperm(len(images), generator=generator)[:count]].sort()[0]
+
+
+def draw_vectors(
+    images: torch.Tensor,
+    vectors: Callable[[Sequence[int]], torch.Tensor],
+    n_patches: int,
+    bank_vectors: int | None,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the bank: patches of its images, an equal number of each, drawn at random where not all fit.
+
+    Args:
+        images: Positions of the bank's images, shape ``(N_b,)``.
+        vectors: Returns the vectors of the images at some positions, shape ``(B, P, D)``.
+        n_patches: P.
+        bank_vectors: Largest number of vectors; ``None`` for no bound. One of each image there is at least.
+        generator: Source of the draw.
+
+    Returns:
+        Vectors, shape ``(M, D)``, and the number of each one's patch over the training set, shape ``(M,)``: that of its
+        image times P, plus its place.
+    """
+    wanted = n_patches if bank_vectors is None else max(1, min(n_patches, bank_vectors // len(images)))
+    drawn_vectors, owners = [], []
+    for part in images.split(DRAWN_AT_ONCE):
+        found = vectors(part.tolist())
+        drawn = torch.rand(found.shape[:2], generator=generator).argsort(dim=1)[:, :wanted].sort(dim=1)[0]
+        drawn_vectors.append(found.gather(1, drawn.to(found.device)[..., None].expand(-1, -1, found.shape[2])))
+        owners.append(part[:, None] * n_patches + drawn)
+    return torch.cat(drawn_vectors).flatten(0, 1).float(), torch.cat(owners).flatten()
