@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import timm
 import torch
 import yaml
 from anomalib import LearningType
@@ -243,7 +244,8 @@ def test_models_that_do_not_train_are_refused(monkeypatch):
 
 
 # Sweeps of published experiments have data modules of their own: test_reproduction.py runs them.
-SHIPPED = [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.stem.startswith(("comet_", "fun_ad_"))]
+OTHERS = ("comet_", "fun_ad_", "results_")
+SHIPPED = [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.stem.startswith(OTHERS)]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -257,4 +259,28 @@ def test_shipped_sweep_runs_on_a_miniature(path, tmp_path):
     assert sweep_command("--config", path, "--output", tmp_path / "out", "--in_process", *options) == 0
     frame = pd.read_csv(tmp_path / "out" / "results.csv")
     assert len(frame) == 2 * len(yaml.safe_load(path.read_text())["models"])
+    assert frame["image_auroc"].notna().all()
+
+
+def test_sweep_of_the_results_runs_on_a_miniature(tmp_path):
+    surfaces, tiles = (
+        yaml.safe_load((CONFIGS / f"results_{name}.yaml").read_text(encoding="utf-8")) for name in ("surfaces", "tiles")
+    )
+    assert surfaces["models"] == tiles["models"]
+    weights = tmp_path / "mobilenetv2_100.pth"
+    torch.save(timm.create_model("mobilenetv2_100", pretrained=False, num_classes=0).state_dict(), weights)
+    changes = [f"data.init_args.{name}={value}" for name, value in {**SURFACES, "root": tmp_path / "data"}.items()]
+    for label, model in surfaces["models"].items():
+        changes += [f"models.{label}.backbone_weights={weights}", f"models.{label}.max_epochs=1"]
+        place = "image_size" if "image_size" in model else "init_args.image_size"
+        changes.append(f"models.{label}.{place}=[64, 64]")
+    # DifferNet's local flow and its smallest scale need larger images than these.
+    for label in ("DifferNet", "CoMetDifferNet"):
+        changes += [f"models.{label}.init_args.{name}" for name in ("n_scales=1", "n_windows=2")]
+    changes += ["seeds=[0]", "ratios=[0.25]", "categories=[woven]", "trainer.accelerator=cpu"]
+    options = [part for change in changes for part in ("--set", change)]
+    path = CONFIGS / "results_surfaces.yaml"
+    assert sweep_command("--config", path, "--output", tmp_path / "out", "--in_process", *options) == 0
+    frame = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert set(frame["model"]) == set(surfaces["models"])
     assert frame["image_auroc"].notna().all()

@@ -33,7 +33,7 @@ MIN_SEEDS = 3
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers for print without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")  # not as many as colours: the pairs differ
 
 
 def curve_figure(curves: pd.DataFrame, metric: str, overlap: bool) -> Figure | None:

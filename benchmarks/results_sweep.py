@@ -1,0 +1,107 @@
+# Copyright (C) 2026 The anomalib_comet authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The curves of README and docs: what contamination costs our models and stock ones, by ``anomalib-comet sweep``.
+
+    python benchmarks/results_sweep.py                                      # table and picture of the committed cells
+    python benchmarks/results_sweep.py --root DIR --backbone-weights FILE   # measure them again
+
+``DIR`` are the magnetic tiles in MVTec-style folders; 150 of its normal training images, drawn at random, are used.
+The sweeps are ``configs/sweeps/results_tiles.yaml`` and ``results_surfaces.yaml``; without ``--backbone-weights`` the
+network's weights are downloaded. Cells that are done are not repeated. Last epoch, nothing chosen by test labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from anomalib_comet.sweep.command import main as sweep
+from anomalib_comet.sweep.plots import NAMES, draw_curves, svg_of
+from anomalib_comet.sweep.statistics import curves
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "sweeps"
+DOCS = Path(__file__).parent.parent / "docs"
+SWEEPS = ("results_tiles", "results_surfaces")
+PANELS = {"magnetic tiles": ("results_tiles", None), "brushed": ("results_surfaces", "brushed")}
+PANELS["woven"] = ("results_surfaces", "woven")
+METRICS = ("image_auroc", "aupro")
+LEFT_OUT = ("python", "device", "peak_memory_mib")
+"""Columns of the sweep that say more about the machine than about the models."""
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Run both sweeps and take their tables into the documentation."""
+    from contamination import subset_of_tiles
+
+    for name in SWEEPS:
+        changes = []
+        if name == "results_tiles":
+            folder = subset_of_tiles(arguments.root, 150, 0, arguments.work)
+            changes.append(f"data.init_args.root={folder.resolve()}")
+        else:
+            changes.append(f"data.init_args.root={arguments.work / 'surfaces'}")
+        if arguments.backbone_weights is not None:
+            models = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["models"]
+            changes += [f"models.{model}.backbone_weights={arguments.backbone_weights.resolve()}" for model in models]
+        output = arguments.work / name
+        options = [part for change in changes for part in ("--set", change)]
+        status = sweep(["--config", str(CONFIGS / f"{name}.yaml"), "--output", str(output), "--in_process", *options])
+        if status:
+            raise SystemExit(status)
+        take(output / "results.csv", name)
+
+
+def take(table: Path, name: str) -> None:
+    """Write the columns of a sweep's table that others can compare with into the documentation."""
+    frame = pd.read_csv(table)
+    frame = frame.drop(columns=[column for column in LEFT_OUT if column in frame])
+    frame.round(4).to_csv(DOCS / "results" / f"{name.replace('results', 'sweep')}.csv", index=False)
+
+
+def main() -> None:
+    """Measure if asked, then draw and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, help="measure again; folder of the magnetic tiles")
+    parser.add_argument("--backbone-weights", type=Path, help="state dict of mobilenetv2_100")
+    parser.add_argument("--work", type=Path, default=Path("results/sweeps"), help="(default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.root is not None:
+        measure(arguments)
+    tables = {name: pd.read_csv(DOCS / "results" / f"{name.replace('results', 'sweep')}.csv") for name in SWEEPS}
+    order = list(yaml.safe_load((CONFIGS / f"{SWEEPS[0]}.yaml").read_text(encoding="utf-8"))["models"])
+    figure = Figure(figsize=(10.5, 6.8), layout="constrained")
+    axes = figure.subplots(len(METRICS), len(PANELS))
+    seen = {}
+    for column, (title, (name, category)) in enumerate(PANELS.items()):
+        part = tables[name] if category is None else tables[name].query("category == @category")
+        for row, metric in enumerate(METRICS):
+            drawn = curves(part, 1, [metric])
+            draw_curves(axes[row, column], drawn, metric, order)
+            axes[row, column].set_xlabel("contamination ratio r" if row else "")
+            axes[row, column].set_ylabel("" if column else NAMES[metric])
+            seen |= {line.get_label(): line for line in axes[row, column].get_lines()}
+            print(f"{title}, {metric}", as_text(drawn), sep="\n", end="\n\n")
+        axes[0, column].set_title(title, fontsize=10)
+    names = [name for name in order if name in seen]
+    figure.legend([seen[n] for n in names], names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    (DOCS / "images" / "contamination.svg").write_bytes(svg_of(figure))
+
+
+def as_text(drawn: pd.DataFrame) -> str:
+    """Return a row a model: mean and half the 95 % interval at each ratio, and the fall to the largest one."""
+    rows = {}
+    for model, part in drawn.groupby("model", sort=False):
+        cells = {f"r = {p.ratio:g}": f"{p['mean']:.3f} ± {p['high'] - p['mean']:.3f}" for _, p in part.iterrows()}
+        last = part.iloc[-1]
+        fall = f"{100 * last['drop']:.1f} ± {100 * (last['drop_high'] - last['drop']):.1f}"
+        rows[model] = {**cells, "fall, points": fall, "seeds": int(part["seeds"].min())}
+    return pd.DataFrame.from_dict(rows, orient="index").to_string()
+
+
+if __name__ == "__main__":
+    main()
