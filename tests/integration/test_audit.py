@@ -218,7 +218,7 @@ def test_command_with_a_data_module_knows_the_truth(run, data_root, tmp_path, ca
     (moved / "config.yaml").write_text(yaml.safe_dump({"model": model, "data": data, "trainer": {"max_epochs": 2}}))
     assert main(["--ckpt_path", str(checkpoint(moved)), "--limit", "5"]) == 0
     said = capsys.readouterr().out
-    assert "4 of 20 images were injected: average precision" in said
+    assert "4 of 20 images are known to be anomalous: average precision" in said
     assert read(moved)["injected"].sum() == 4
     assert '"leftOut":15' in (moved / "audit.html").read_text(encoding="utf-8")
 
@@ -228,7 +228,7 @@ def test_command_with_a_data_module_knows_the_truth(run, data_root, tmp_path, ca
     with pytest.raises(SystemExit) as stop:
         console_script(["audit", "--ckpt_path", str(checkpoint(folder)), *options])
     assert stop.value.code == 0
-    assert "8 of 24 images were injected" in capsys.readouterr().out
+    assert "8 of 24 images are known to be anomalous" in capsys.readouterr().out
 
 
 def test_command_on_a_folder_with_broken_images(padim, tmp_path, capsys):
@@ -338,7 +338,7 @@ def test_a_device_without_memory_is_one_sentence(padim, capsys, monkeypatch):
     said = capsys.readouterr().err.strip()
     assert "cpu has too little memory: lower --batch_size" in said
     assert len(said.splitlines()) == 1
-    monkeypatch.setattr("anomalib_comet.audit.command._restored", lambda *_: SimpleNamespace(to=exhausted))
+    monkeypatch.setattr("anomalib_comet.audit.command.restored", lambda *_: SimpleNamespace(to=exhausted))
     assert main(arguments) == 2
     assert "too little memory" in capsys.readouterr().err
 
@@ -447,7 +447,7 @@ def test_from_the_command_line_from_training_to_audit(tmp_path, capsys):
     assert (folder / "config.yaml").is_file()
     assert main(["--ckpt_path", str(checkpoint(folder))]) == 0
     said = capsys.readouterr().out
-    assert "4 of 20 images were injected" in said
+    assert "4 of 20 images are known to be anomalous" in said
     assert "model's own predictions" in said
     assert read(folder)["image_path"].tolist() == by_callback["image_path"].tolist()
     assert read(folder)["anomaly_score"].tolist() == pytest.approx(by_callback["anomaly_score"].tolist(), rel=1e-4)

@@ -5,41 +5,40 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
-import os
-import pickle
 import sys
-import zipfile
 from argparse import ArgumentError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
 import yaml
 from anomalib.data import AnomalibDataModule
-from anomalib.models import AnomalibModule
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from anomalib_comet.parsing import innermost, sentence
 
 from .callback import run_title
-from .report import Audit, audit_model, check_settings, training_frame
+from .images import images_below, images_known_to, images_listed_beside, images_of
+from .report import Audit, audit_model, check_settings
+from .restoring import (
+    RUN_LAYOUT,
+    AuditError,
+    device_of,
+    model_class_of,
+    on_device,
+    restored,
+    run_folder,
+    without_memory,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    import pandas as pd
     from jsonargparse import Namespace
 
-logger = logging.getLogger(__name__)
-
 CONFIG_NAME = "config.yaml"
-LISTS = ("confidence_weights.csv", "audit.csv")
-"""Tables beside a run that name its training images, for a checkpoint that does not."""
-
-RUN_LAYOUT = "results/<Model>/<data>/<category>/vN/weights/lightning/model.ckpt"
 
 DESCRIPTION = """\
 List the suspicious images of a training set: writes audit.csv and audit.html.
@@ -48,10 +47,6 @@ The images are those of --images or --data; else those of the data in the run's 
 that the checkpoint knows, or a table beside the run. Where the model kept a table of its training images (CoMet's do),
 scores and weights are taken from there; any other model of anomalib scores the images itself.
 """
-
-
-class AuditError(Exception):
-    """Something that the user can put right; the message is one sentence."""
 
 
 def parser() -> ArgumentParser:
@@ -148,21 +143,21 @@ def _run(args: Sequence[str], console: Console) -> Audit:
     checkpoint = _checkpoint(options.ckpt_path)
     # An unknown folder or model is reported before anything heavy is loaded.
     folder_images = None if options.images is None else images_below(Path(options.images))
-    model_class = _model_class(options, config, checkpoint, config_path)
-    device = _device(options.device)
+    model_class = model_class_of(options.model, config, checkpoint, config_path)
+    device = device_of(options.device)
     run = run_folder(checkpoint)
     datamodule = None
     if folder_images is None and options.data is not None:
         datamodule = _datamodule(command, options, data_from)
 
-    model = _on(device, _restored(model_class, checkpoint))
+    model = on_device(device, restored(model_class, checkpoint))
     truth: pd.DataFrame | None = None
     if folder_images is not None:
         paths = folder_images
     elif datamodule is not None:
-        paths, truth = _of_datamodule(datamodule)
+        paths, truth = images_of(datamodule)
     else:
-        paths = _known_to(model) or _listed_beside(run, console)
+        paths = images_known_to(model) or images_listed_beside(run, console)
     with _progress(console) as progress:
         task = progress.add_task("Images", total=len(paths))
         try:
@@ -179,62 +174,10 @@ def _run(args: Sequence[str], console: Console) -> Audit:
                 advance=lambda done: progress.advance(task, done),
             )
         except RuntimeError as error:
-            msg = f"{model_class.__name__} fails on these images: {_sentence(error)}"
-            raise AuditError(_without_memory(error, device) or msg) from error
+            msg = f"{model_class.__name__} fails on these images: {sentence(error)}"
+            raise AuditError(without_memory(error, device) or msg) from error
         except (ValueError, TypeError, OSError) as error:
-            raise AuditError(_sentence(error)) from error
-
-
-def images_below(folder: Path) -> list[str]:
-    """Return the absolute paths of all image files below a folder, in order.
-
-    Links to folders are followed; a folder with several names is read once, by a name without links if it has one.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        AuditError: If it does not exist or holds no image.
-    """
-    if not folder.is_dir():
-        msg = f"--images: there is no folder {folder}."
-        raise AuditError(msg)
-    found = [
-        os.path.join(os.path.abspath(where), name)  # noqa: PTH100, PTH118  # links stay as the training saw them
-        for where, names in _folders_below(folder)
-        for name in names
-        if Path(name).suffix.lower() in IMG_EXTENSIONS
-    ]
-    if not found:
-        msg = f"--images: there is no image below {folder} ({', '.join(sorted(IMG_EXTENSIONS))})."
-        raise AuditError(msg)
-    return sorted(found)
-
-
-def _folders_below(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Give all folders with the names in them, each once, whatever loops their links make."""
-    seen: set[str] = set()
-    waiting = [str(folder)]
-    for top in waiting:  # which grows: links come after everything that is reached without them
-        for where, folders, names in os.walk(top):
-            real = os.path.realpath(where)
-            if real in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            inside = (os.path.join(where, name) for name in sorted(folders))  # noqa: PTH118
-            waiting += [path for path in inside if os.path.islink(path)]  # noqa: PTH114
-            yield where, names
-
-
-def run_folder(checkpoint: Path) -> Path:
-    """Return the folder of the run that wrote a checkpoint; that of the file where the layout is another.
-
-    Args:
-        checkpoint: Path of the checkpoint.
-    """
-    parent = checkpoint.parent
-    return parent.parent.parent if parent.parts[-2:] == ("weights", "lightning") else parent
+            raise AuditError(sentence(error)) from error
 
 
 def _early_options(args: Sequence[str]) -> Namespace:
@@ -263,7 +206,7 @@ def _configuration(options: Any) -> tuple[Path | None, dict[str, Any]]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        msg = f"{path} is no configuration in YAML: {_sentence(error)}"
+        msg = f"{path} is no configuration in YAML: {sentence(error)}"
         raise AuditError(msg) from error
     if not isinstance(config, dict):
         msg = f"{path} is no configuration of a run: it has no `data` and no `model`."
@@ -317,176 +260,9 @@ def _checkpoint(path: str) -> Path:
     return checkpoint
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return torch.device("cpu") if found is None else found
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except Exception as error:
-        msg = f"--device: {name!r} cannot be used here; cpu always can."
-        raise AuditError(msg) from error
-    return device
-
-
-def _model_class(
-    options: Namespace,
-    config: dict[str, Any],
-    checkpoint: Path,
-    config_path: Path | None,
-) -> type[AnomalibModule]:
-    """Return the class of the model, which no checkpoint of anomalib names."""
-    section = config.get("model")
-    configured = section.get("class_path") if isinstance(section, dict) else section
-    if options.model is not None:
-        return _class_of(options.model, "--model")
-    if isinstance(configured, str):
-        return _class_of(configured, f"model in {config_path}")
-    parts = checkpoint.resolve().parts
-    known = _models()
-    for part in reversed(parts):
-        if part in known:
-            return known[part]
-    msg = f"Which model wrote {checkpoint} is not known, its path is not like {RUN_LAYOUT}: name the class by --model."
-    raise AuditError(msg)
-
-
-def _class_of(name: str, where: str) -> type[AnomalibModule]:
-    known = _models()
-    short = name.rpartition(".")[2]
-    if "." in name:
-        from importlib import import_module  # noqa: PLC0415
-
-        try:
-            found = getattr(import_module(name.rpartition(".")[0]), short)
-        except (ImportError, AttributeError) as error:
-            msg = f"{where}: {name} cannot be imported: {_sentence(error)}"
-            raise AuditError(msg) from error
-    else:
-        found = known.get(name)
-    if not (isinstance(found, type) and issubclass(found, AnomalibModule)):
-        from difflib import get_close_matches  # noqa: PLC0415
-
-        close = get_close_matches(short, known, n=3) or sorted(known)
-        msg = f"{where}: {name} is no model of anomalib; did you mean {', '.join(close)}?"
-        raise AuditError(msg)
-    return found
-
-
-def _models() -> dict[str, type[AnomalibModule]]:
-    """Return all models that are imported, by name, as the command line knows them."""
-    found: dict[str, type[AnomalibModule]] = {}
-    waiting: list[type[AnomalibModule]] = list(AnomalibModule.__subclasses__())
-    while waiting:
-        model_class = waiting.pop()
-        waiting += model_class.__subclasses__()
-        if not inspect.isabstract(model_class):
-            found[model_class.__name__] = model_class
-    return found
-
-
-def _restored(model_class: type[AnomalibModule], checkpoint: Path) -> AnomalibModule:
-    # Weights of a backbone are in the checkpoint: none need be downloaded only to be overwritten.
-    accepted = inspect.signature(model_class).parameters
-    overrides: dict[str, Any] = {"pre_trained": False} if "pre_trained" in accepted else {}
-    try:
-        return model_class.load_from_checkpoint(checkpoint, map_location="cpu", **overrides)
-    except Exception as error:
-        logger.debug("%s as %s", checkpoint, model_class.__name__, exc_info=True)
-        raise AuditError(_misfit(model_class, checkpoint, error)) from error
-
-
-def _misfit(model_class: type[AnomalibModule], checkpoint: Path, error: Exception) -> str:
-    """Say why a model cannot be made from a file."""
-    if isinstance(error, PermissionError):
-        return f"--ckpt_path: {checkpoint} may not be read."
-    name = model_class.__name__
-    if not zipfile.is_zipfile(checkpoint):
-        return f"{checkpoint} is no checkpoint of {name}: it is no file that torch saves, or a part of one."
-    if isinstance(error, pickle.UnpicklingError):
-        return f"{checkpoint} cannot be loaded safely, as plain data: is it a checkpoint of anomalib's engine?"
-    if isinstance(error, (TypeError, KeyError, IndexError, AttributeError)):
-        # These come from deep within, of settings or parameters that the model does not know, and say nothing.
-        return f"{checkpoint} is no checkpoint of {name}: name the class of the model that wrote it by --model."
-    return f"{checkpoint} is no checkpoint of {name}, or of another version of it: {_sentence(error)}"
-
-
-def _on(device: torch.device, model: AnomalibModule) -> AnomalibModule:
-    try:
-        return model.to(device).eval()
-    except RuntimeError as error:
-        msg = f"--device: {type(model).__name__} cannot be moved to {device}: {_sentence(error)}"
-        raise AuditError(_without_memory(error, device) or msg) from error
-
-
-def _without_memory(error: RuntimeError, device: torch.device) -> str | None:
-    """Say what helps against an error if the device has no memory left."""
-    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
-        return f"{device} has too little memory: lower --batch_size, or choose another --device. ({_sentence(error)})"
-    return None
-
-
-def _of_datamodule(datamodule: AnomalibDataModule) -> tuple[list[str], pd.DataFrame | None]:
-    try:
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-        paths = [str(path) for path in datamodule.train_data.samples["image_path"]]
-    except Exception as error:
-        msg = f"--data: {type(datamodule).__name__} cannot read its images: {_sentence(error)}"
-        raise AuditError(msg) from error
-    return paths, getattr(datamodule, "contamination", None)
-
-
-def _known_to(model: AnomalibModule) -> list[str]:
-    frame = training_frame(model)
-    return [] if frame is None else frame["image_path"].tolist()
-
-
-def _listed_beside(run: Path, console: Console) -> list[str]:
-    """Return the images of a table beside the run: a training that was stopped early left none in its checkpoint."""
-    for path in (run / name for name in LISTS):
-        try:
-            table = pd.read_csv(
-                path, usecols=["image_path"], dtype=str, keep_default_na=False, encoding_errors="surrogateescape"
-            )
-        except (OSError, ValueError):
-            continue
-        if len(table):
-            console.print(f"The images are those of {path}; the checkpoint keeps no list of its own.", markup=False)
-            return table["image_path"].tolist()
-    msg = (
-        "Which images to audit is not known: name a folder by --images, or the data by --data or --config "
-        "(neither config.yaml nor a table is beside the run, and the checkpoint keeps no list of its training images)."
-    )
-    raise AuditError(msg)
-
-
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not sys.stdout.isatty())
-
-
-def _sentence(error: BaseException) -> str:
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2]) if lines else type(error).__name__
-    return text if len(text) <= 400 else f"{text[:400]}..."  # noqa: PLR2004
-
-
-def innermost(error: BaseException) -> str:
-    """Return what a parser's error is about, which stands at the bottom of a tree of everything that was tried.
-
-    Args:
-        error: Error of jsonargparse.
-
-    Returns:
-        One sentence.
-    """
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip()]
-    end = next((k for k, line in enumerate(lines) if line.startswith("Given value")), len(lines))
-    tried = [line for line in lines[:end] if line and line != "Expected a <class 'NoneType'>"]
-    start = max((k + 1 for k, line in enumerate(tried[:-1]) if line.endswith(":")), default=0)
-    return _sentence(ValueError("\n".join(tried[start:]))) if tried else type(error).__name__
 
 
 def _printable(path: str) -> str:

@@ -137,7 +137,7 @@ def evaluation_section(evaluation: Evaluation) -> str:
     numbers = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)
     return (
         '<details id="evaluation" open><summary>How well the list finds them</summary>'
-        f"<p>{k} of {evaluation.images} images were injected on purpose.</p>"
+        f"<p>{k} of {evaluation.images} images are known to be anomalous: injected on purpose, or so by nature.</p>"
         f"<dl>{numbers}</dl>{_curve(evaluation)}</details>"
     )
 

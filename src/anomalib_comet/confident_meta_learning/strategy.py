@@ -470,7 +470,7 @@ class ConfidentMetaLearning(CheckpointWriter, InStep, _Detector):  # type: ignor
         if last or (due and self.use_weights):
             self.refresh_confidence()
         self.history.close_epoch(self.current_epoch, ranks.mean)
-        self._write_history(with_picture=last)
+        self._write_history(with_picture=False)  # it is drawn once, at the end
 
     def on_train_end(self) -> None:
         """Bring list and history up to the finished model where training ended before ``max_epochs``."""

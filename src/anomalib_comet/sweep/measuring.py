@@ -33,11 +33,11 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from anomalib_comet import plugin
-from anomalib_comet.audit.command import innermost
 from anomalib_comet.audit.evaluation import average_precision
 from anomalib_comet.audit.report import training_frame
 from anomalib_comet.backbones import timm_name_without_download
 from anomalib_comet.data import ContaminatedDataModule
+from anomalib_comet.parsing import accepted_arguments, innermost, sentence
 
 from .configuration import SweepError
 from .metrics import image_metrics, metrics_at, pixel_metrics
@@ -141,7 +141,7 @@ def check_data(settings: Mapping[str, Any]) -> dict[str, Any]:
         data.setup()
     except (ValueError, TypeError, OSError, RuntimeError, KeyError) as error:
         name = settings["category"] or settings["data"]["class_path"]
-        msg = f"data: {name}: {_sentence(error)}"
+        msg = f"data: {name}: {sentence(error)}"
         raise SweepError(msg) from error
     counts = _counts(data)
     if not counts["test_normal"] or not counts["test_anomalous"]:
@@ -176,7 +176,7 @@ def contaminated_data(settings: Mapping[str, Any]) -> ContaminatedDataModule:
             **({"val_split_mode": "from_train", "val_split_ratio": share} if share else {}),
         )
     except (ValueError, TypeError, OSError) as error:
-        msg = f"data: {_sentence(error)}"
+        msg = f"data: {sentence(error)}"
         raise SweepError(msg) from error
 
 
@@ -208,27 +208,10 @@ def build_model(entry: Mapping[str, Any], seed: int) -> AnomalibModule:
             with timm_name_without_download(given["backbone"], weights) as name:
                 model = _parsed(AnomalibModule, entry["class_path"], {**given, "backbone": name}, "models")[0]()
     except (ValueError, TypeError, OSError, KeyError) as error:
-        msg = f"models: {model_class.__name__} cannot be built: {_sentence(error)}"
+        msg = f"models: {model_class.__name__} cannot be built: {sentence(error)}"
         raise SweepError(msg) from error
     _refuse_untrained(model.learning_type, model_class, "models")
     return model
-
-
-def accepted_arguments(model_class: type) -> set[str]:
-    """Return the names of a class's arguments, with those that ``**kwargs`` hand on to its parents, as CoMet's do.
-
-    Args:
-        model_class: Any class.
-    """
-    names: set[str] = set()
-    for cls in model_class.__mro__:
-        if "__init__" not in vars(cls):
-            continue
-        parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
-        names |= {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return names - {"self"}
 
 
 def _parsed(base: type, class_path: str, init_args: Mapping[str, Any], where: str) -> tuple[Callable[[], Any], Any]:
@@ -341,8 +324,3 @@ def _peak_memory() -> dict[str, float]:
     if torch.cuda.is_available():
         peak["device_peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return peak
-
-
-def _sentence(error: BaseException) -> str:
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:400] or type(error).__name__

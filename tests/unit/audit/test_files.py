@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_comet.audit.command import images_below
+from anomalib_comet.audit.images import images_below
 
 PAGE = (Path(__file__).parents[3] / "docs" / "audit.md").read_text(encoding="utf-8")
 (CLEAN_UP,) = re.findall(r"^.*audit_delete\.txt$", PAGE, flags=re.MULTILINE)
