@@ -128,10 +128,11 @@ class Evaluation:
 
     def summary(self) -> str:
         """Return the numbers in one sentence."""
+        k = self.injected
         return (
-            f"{self.injected} of {self.images} images are known to be anomalous: average precision "
-            f"{self.average_precision:.3f} (chance {self.chance:.3f}), recall {self.recall_k:.3f} among the first {self.injected} images and "
-            f"{self.recall_2k:.3f} among the first {2 * self.injected}."
+            f"{k} of {self.images} images are known to be anomalous: average precision {self.average_precision:.3f} "
+            f"(chance {self.chance:.3f}), recall {self.recall_k:.3f} among the first {k} images and "
+            f"{self.recall_2k:.3f} among the first {2 * k}."
         )
 
 
