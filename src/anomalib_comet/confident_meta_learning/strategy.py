@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from torch.func import functional_call
 
 from anomalib_comet.checkpoints import CheckpointWriter
 from anomalib_comet.distributed import InStep, Ranks
@@ -34,6 +32,7 @@ from anomalib_comet.training_set import TrainingSet
 
 from .confidence import anchored_scores
 from .cross_fit import cross_fitted_scores
+from .functional import functional_losses, trained_batch_norms
 from .history import QUANTILES, TrainingHistory
 from .meta import SMALLEST_TASK, is_regularised, meta_gradient, split_tasks, squared_norm, surrogate
 from .patch_table import PatchConfidenceTable
@@ -41,7 +40,7 @@ from .table import ConfidenceTable
 from .uncertainty import LossPairWindow, adaptive_l2, check_scale, model_uncertainty
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import pandas as pd
     from lightning.pytorch import Callback, LightningModule
@@ -364,7 +363,7 @@ class ConfidentMetaLearning(CheckpointWriter, InStep, _Detector):  # type: ignor
             return self._loss(inputs, weights, strength)
         parameters = self._trainable()
         outcome = meta_gradient(
-            self._functional_losses(),
+            functional_losses(self),
             parameters,
             inputs,
             weights,
@@ -399,33 +398,10 @@ class ConfidentMetaLearning(CheckpointWriter, InStep, _Detector):  # type: ignor
         """Return the un-weighted losses of what is going to be weighted, shape ``(B,)``, or ``(B, P)`` by patch."""
         return self.patch_losses(inputs) if self.by_patch else self.sample_losses(inputs)
 
-    def _functional_losses(self) -> Callable[[Mapping[str, torch.Tensor], Any], torch.Tensor]:
-        """Return the detector's sample losses as a function of its parameters.
-
-        Running statistics of batch norm are cloned for every call: they must not see adapted weights.
-        """
-        module = _SampleLosses(self)
-        running = {
-            f"detector.{name}.{buffer}": value
-            for name, child in self._trained_batch_norms()
-            for buffer, value in child.named_buffers(recurse=False)
-        }
-
-        def losses(parameters: Mapping[str, torch.Tensor], inputs: Any) -> torch.Tensor:
-            tensors = {f"detector.{name}": value for name, value in parameters.items()}
-            tensors.update({name: value.clone() for name, value in running.items()})
-            return functional_call(module, tensors, (inputs,), tie_weights=False)
-
-        return losses
-
     @torch.no_grad()
     def _update_running_statistics(self, inputs: Any) -> None:
-        if self._trained_batch_norms():
+        if trained_batch_norms(self):
             self.sample_losses(inputs)
-
-    def _trained_batch_norms(self) -> list[tuple[str, nn.Module]]:
-        batch_norm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001
-        return [(name, m) for name, m in self.named_modules() if isinstance(m, batch_norm) and m.training]
 
     def _regulariser_strength(self) -> float:
         if not self.use_adaptive_l2:
@@ -561,17 +537,6 @@ class ConfidentMetaLearning(CheckpointWriter, InStep, _Detector):  # type: ignor
             self.history.restore(state.get("history", []))
             if self.by_patch and "patch_confidence" in state:
                 self.patch_confidence.restore(state["patch_confidence"])
-
-
-class _SampleLosses(nn.Module):
-    """A module whose forward is a detector's losses, for ``functional_call``."""
-
-    def __init__(self, detector: Any) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, inputs: Any) -> torch.Tensor:
-        return self.detector.weighted_losses(inputs)
 
 
 def _require(condition: bool, msg: str) -> None:
