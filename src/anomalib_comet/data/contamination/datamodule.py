@@ -5,22 +5,21 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import shutil
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from anomalib import TaskType
-from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data import AnomalibDataModule
 from anomalib.data.datasets.base.depth import AnomalibDepthDataset
 from anomalib.data.utils import LabelName, TestSplitMode, ValSplitMode
-from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_comet.data.folders import explanation
@@ -28,13 +27,11 @@ from anomalib_comet.data.images import check_stage
 from anomalib_comet.files import whole_file
 
 from . import frames, protocol
-from .manifest import Manifest, Settings, check_against, read_manifest, to_json
-from .resampling import resampled_copy
+from .manifest import Manifest, check_against, checked_settings, read_manifest, to_json
+from .sets import images_of_types, rows_of, task_of, warn_about_sets, with_samples, without_images
 from .wrapped import SPLIT_SEED, Splits, Wrappable, build, check_wrappable, split_reproducibly
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 
 logger = logging.getLogger(__name__)
@@ -138,7 +135,7 @@ class ContaminatedDataModule(AnomalibDataModule):
         self.settings = (
             self._recorded.settings
             if self._recorded
-            else _settings(
+            else checked_settings(
                 ratio=ratio,
                 max_ratio=max_ratio,
                 overlap=overlap,
@@ -315,30 +312,37 @@ class ContaminatedDataModule(AnomalibDataModule):
         defect_types = dict(zip(candidates.index, candidates[frames.TRUE_DEFECT_TYPE], strict=True))
         draw = self._drawn(defect_types, len(normals), folder)
 
-        attrs: dict[Any, Any] = {**splits.train.samples.attrs, **self._task(draw, candidates, task)}
+        attrs: dict[Any, Any] = {**splits.train.samples.attrs, **task_of(draw, candidates, task)}
         rows = frames.normal_training_rows(normals)
-        injected = self._rows_of(draw.injected, candidates, splits.train)
+        drawn = partial(
+            rows_of,
+            candidates=candidates,
+            has_depth=isinstance(splits.train, AnomalibDepthDataset),
+            resample_dir=self.resample_dir,
+            seed=self.settings.seed,
+        )
+        injected = drawn(draw.injected)
         hidden = frames.training_rows(rows, injected, hide=True) if len(injected) else rows.iloc[:0]
-        with_labels = self._rows_of(draw.labelled, candidates, splits.train)
+        with_labels = drawn(draw.labelled)
         labelled = frames.training_rows(rows, with_labels, hide=False) if len(with_labels) else rows.iloc[:0]
 
-        unseen = self._unseen(splits)
+        unseen = images_of_types(splits, self.settings.held_out)
         keys = {anomaly.key for anomaly in draw.labelled} if self.settings.overlap else draw.withdrawn_keys
         withdrawn = set(candidates.loc[sorted(keys), "image_path"])
         if self.hold_out:
             rows, hidden, held_out = self._held_out(rows, hidden, folder)
-            self.val_data = _with_samples(splits.train, frames.joined(held_out, attrs))
+            self.val_data = with_samples(splits.train, frames.joined(held_out, attrs))
         elif splits.val is not None:
-            self.val_data = self._without(splits.val, withdrawn | unseen, task)
-        self.test_data = self._without(splits.test, withdrawn, task)
+            self.val_data = without_images(splits.val, withdrawn | unseen, task)
+        self.test_data = without_images(splits.test, withdrawn, task)
         if splits.val is not None:
             spared = frames.cleaned(splits.val.samples)
             # Under from_train, images that the wrapped data module has taken from the test set return to it.
             unused = self.hold_out and self.datamodule.val_split_mode == ValSplitMode.FROM_TEST
             self._move_to_test(spared, set(spared["image_path"]) - withdrawn if unused else unseen)
-        self.train_data = _with_samples(splits.train, frames.joined([rows, hidden, labelled], attrs))
+        self.train_data = with_samples(splits.train, frames.joined([rows, hidden, labelled], attrs))
         self._draw, self._normal_count = draw, len(normals)
-        self._warn_about_sets(splits)
+        warn_about_sets(self, splits)
 
     def _split(self) -> Splits:
         """The images of the wrapped data module, split by itself; what fails in it is said in one sentence."""
@@ -352,20 +356,6 @@ class ContaminatedDataModule(AnomalibDataModule):
         for folder in splits.temporary_folders:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return splits
-
-    @staticmethod
-    def _task(draw: protocol.Draw, candidates: pd.DataFrame, task: TaskType | None) -> dict[str, str]:
-        """The task of the training set where it is not the wrapped one's: masks count if every labelled one has one."""
-        masked = [frames.has_mask(candidates.loc[anomaly.key, "mask_path"]) for anomaly in draw.labelled]
-        if any(masked) and not all(masked):
-            logger.warning(
-                "%d of %d labelled anomalies have no mask: the masks of the others are left out of training too.",
-                masked.count(False),
-                len(masked),
-            )
-        if task == TaskType.CLASSIFICATION or (masked and task is not None):
-            return {"task": (task if all(masked) else TaskType.CLASSIFICATION).value}
-        return {}
 
     def _held_out(
         self, normals: pd.DataFrame, hidden: pd.DataFrame, folder: Path
@@ -431,49 +421,6 @@ class ContaminatedDataModule(AnomalibDataModule):
             resample=self.resample_dir is not None,
         )
 
-    def _rows_of(
-        self, anomalies: Sequence[protocol.Anomaly], candidates: pd.DataFrame, dataset: AnomalibDataset
-    ) -> pd.DataFrame:
-        """Rows of drawn anomalies, in the order of the draw, with copies written where they are asked for."""
-        rows = candidates.loc[[anomaly.key for anomaly in anomalies]].reset_index(drop=True)
-        rows[frames.SOURCE_PATH] = rows["image_path"]
-        if any(anomaly.copy for anomaly in anomalies):
-            if self.resample_dir is None:
-                msg = f"{self.manifest_path} holds re-sampled copies; set resample_dir to a folder to write them to."
-                raise ValueError(msg)
-            if isinstance(dataset, AnomalibDepthDataset):
-                msg = "Depth images cannot be re-sampled; lower the ratio or leave resample_dir out."
-                raise ValueError(msg)
-            rows["image_path"] = [
-                resampled_copy(source, self.resample_dir, seed=self.settings.seed, key=anomaly.key, copy=anomaly.copy)
-                if anomaly.copy
-                else source
-                for anomaly, source in zip(anomalies, rows["image_path"], strict=True)
-            ]
-        return rows
-
-    @staticmethod
-    def _without(dataset: AnomalibDataset, withdrawn: set[str], task: TaskType | None) -> AnomalibDataset:
-        """Copy of a test or validation set without the withdrawn images."""
-        samples = frames.cleaned(dataset.samples)
-        samples = samples[~samples["image_path"].isin(withdrawn)].reset_index(drop=True)
-        samples.attrs.update(dataset.samples.attrs)
-        if task == TaskType.CLASSIFICATION and not isinstance(dataset, SyntheticAnomalyDataset):
-            samples.attrs["task"] = task.value
-        return _with_samples(dataset, samples)
-
-    def _unseen(self, splits: Splits) -> set[str]:
-        """Paths of all test and validation images of held-out defect types."""
-        paths: set[str] = set()
-        for dataset in (splits.test, splits.val):
-            if dataset is None or not self.settings.held_out or isinstance(dataset, SyntheticAnomalyDataset):
-                continue
-            anomalies = frames.anomalous(frames.cleaned(dataset.samples))
-            if len(anomalies):
-                types = pd.Series(frames.defect_types_of(anomalies, [dataset]))
-                paths |= set(anomalies["image_path"].to_numpy()[types.isin(self.settings.held_out).to_numpy()])
-        return paths
-
     def _move_to_test(self, validation: pd.DataFrame, wanted: set[str]) -> None:
         """Test on some of the images that the wrapped data module would validate on."""
         tested = self.test_data.samples
@@ -481,35 +428,7 @@ class ContaminatedDataModule(AnomalibDataModule):
         if len(moved):
             both = pd.concat([tested, moved.assign(split="test")], ignore_index=True)
             both.attrs.update(tested.attrs)
-            self.test_data = _with_samples(self.test_data, both)
-
-    def _warn_about_sets(self, splits: Splits) -> None:
-        """Say what will make the results of a run worthless, before it starts."""
-        labels = set(self.test_data.samples["label_index"])
-        if LabelName.UNKNOWN not in labels and LabelName.NORMAL not in labels:
-            logger.warning(
-                "The test set has no normal images (test_split_mode=%s), so AUROC means nothing; "
-                "set test_split_mode: from_dir.",
-                self.test_split_mode.value,
-            )
-        if LabelName.UNKNOWN not in labels and LabelName.ABNORMAL not in labels:
-            logger.warning("All anomalies were drawn and none is left to test on; lower max_draw or the ratio.")
-        samples = self.train_data.samples
-        evaluated = [dataset.samples["image_path"] for dataset in (splits.test, splits.val) if dataset is not None]
-        shared = set(samples.loc[samples[frames.TRUE_DEFECT_TYPE] == "", "image_path"]) & set(pd.concat(evaluated))
-        if shared:
-            logger.warning(
-                "%d images are both in the training set and in the test or validation set of %s, for instance %s.",
-                len(shared),
-                self.datamodule.name,
-                min(shared),
-            )
-        if type(self.datamodule).train_dataloader is not AnomalibDataModule.train_dataloader:
-            logger.warning(
-                "%s has a training loader of its own, which does not know of the injected images; "
-                "anomalib's usual one is used.",
-                type(self.datamodule).__name__,
-            )
+            self.test_data = with_samples(self.test_data, both)
 
     def _create_test_split(self) -> None:
         """Nothing to do: the wrapped data module has split its images before the injection."""
@@ -522,47 +441,6 @@ class ContaminatedDataModule(AnomalibDataModule):
         return super().val_dataloader() if hasattr(self, "val_data") else []
 
 
-def _settings(
-    *,
-    ratio: float,
-    max_ratio: float | None,
-    overlap: bool,
-    seed: int,
-    labelled: int,
-    shots: int,
-    held_out: Sequence[str],
-    max_draw: float,
-) -> Settings:
-    """Check the arguments as far as that is possible without the images."""
-    ratio = protocol.check_fraction("ratio", ratio)
-    max_ratio = ratio if max_ratio is None else protocol.check_fraction("max_ratio", max_ratio)
-    if max_ratio < ratio:
-        msg = (
-            f"max_ratio={max_ratio:g} is smaller than ratio={ratio:g}; it has to be the largest ratio of the sweep, "
-            f"so set it to {ratio:g} or more."
-        )
-        raise ValueError(msg)
-    if labelled and shots:
-        msg = f"Give labelled (in total) or shots (of each defect type), not both; got {labelled} and {shots}."
-        raise ValueError(msg)
-    if isinstance(held_out, str):
-        msg = f"held_out must be a list of defect types, e.g. [{held_out}], got the text {held_out!r}."
-        raise TypeError(msg)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        msg = f"seed must be a whole number, got {seed!r}."
-        raise TypeError(msg)
-    return Settings(
-        ratio=ratio,
-        max_ratio=max_ratio,
-        overlap=overlap,
-        seed=seed,
-        labelled=protocol.check_count("labelled", labelled),
-        shots=protocol.check_count("shots", shots),
-        held_out=tuple(sorted(set(held_out))),
-        max_draw=protocol.check_fraction("max_draw", max_draw, zero=False),
-    )
-
-
 def _test_split_mode(mode: str) -> TestSplitMode | None:
     """Mode that replaces the wrapped data module's own one, if any."""
     if mode == "inner":
@@ -573,11 +451,3 @@ def _test_split_mode(mode: str) -> TestSplitMode | None:
         choices = ", ".join(repr(choice.value) for choice in TestSplitMode)
         msg = f"test_split_mode must be 'inner' or one of {choices}, got {mode!r}."
         raise ValueError(msg) from error
-
-
-def _with_samples(dataset: AnomalibDataset, samples: pd.DataFrame) -> AnomalibDataset:
-    """A data set like another one, with other images."""
-    # A shallow copy: Real-IAD's metadata is large, and the images of a synthetic set have one owner.
-    result = copy.copy(dataset)
-    result.samples = samples
-    return result

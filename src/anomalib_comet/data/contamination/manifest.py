@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .protocol import Anomaly, Draw, check_count, check_fraction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 FORMAT = "anomalib_comet.contamination"
 VERSION = 1
@@ -44,6 +44,52 @@ class Settings:
     max_draw: float
     shots: int = 0
     held_out: tuple[str, ...] = ()
+
+
+def checked_settings(
+    *,
+    ratio: float,
+    max_ratio: float | None,
+    overlap: bool,
+    seed: int,
+    labelled: int,
+    shots: int,
+    held_out: Sequence[str],
+    max_draw: float,
+) -> Settings:
+    """Return settings, checked as far as that is possible without the images; arguments as in :class:`Settings`.
+
+    Raises:
+        ValueError: If a value is out of range or two contradict each other.
+        TypeError: If ``held_out`` is a text or ``seed`` no whole number.
+    """
+    ratio = check_fraction("ratio", ratio)
+    max_ratio = ratio if max_ratio is None else check_fraction("max_ratio", max_ratio)
+    if max_ratio < ratio:
+        msg = (
+            f"max_ratio={max_ratio:g} is smaller than ratio={ratio:g}; it has to be the largest ratio of the sweep, "
+            f"so set it to {ratio:g} or more."
+        )
+        raise ValueError(msg)
+    if labelled and shots:
+        msg = f"Give labelled (in total) or shots (of each defect type), not both; got {labelled} and {shots}."
+        raise ValueError(msg)
+    if isinstance(held_out, str):
+        msg = f"held_out must be a list of defect types, e.g. [{held_out}], got the text {held_out!r}."
+        raise TypeError(msg)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        msg = f"seed must be a whole number, got {seed!r}."
+        raise TypeError(msg)
+    return Settings(
+        ratio=ratio,
+        max_ratio=max_ratio,
+        overlap=overlap,
+        seed=seed,
+        labelled=check_count("labelled", labelled),
+        shots=check_count("shots", shots),
+        held_out=tuple(sorted(set(held_out))),
+        max_draw=check_fraction("max_draw", max_draw, zero=False),
+    )
 
 
 @dataclass(frozen=True)
