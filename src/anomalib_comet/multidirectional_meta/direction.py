@@ -32,6 +32,9 @@ PENALTY = 0.2
 FOLDS = 4
 """Parts of the normal samples, each of which is held out in turn."""
 
+SMALLEST_CLASS = 2
+"""Samples that a class needs to be held out: one alone does not say how well its class is found."""
+
 MAX_SAMPLES = 20_000
 """Normal samples used, at most."""
 
@@ -71,12 +74,13 @@ def fit_direction(
             together. Defaults to ``None``, an image a sample.
 
     Returns:
-        The direction, or ``None`` where there is nothing to hold out: fewer than two classes, or than
-        three normal images a fold.
+        The direction, or ``None`` where there is too little to hold out: fewer than two classes of at least
+        :data:`SMALLEST_CLASS` samples, or than three normal images a fold.
     """
     members = torch.arange(len(normals)) if images is None else images.unique(return_inverse=True)[1]
     n_images = int(members.max()) + 1
-    if len(anomalies) < 2 or n_images < 3 * FOLDS:  # noqa: PLR2004
+    held = [name for name, part in anomalies.items() if len(part) >= SMALLEST_CLASS]
+    if len(held) < 2 or n_images < 3 * FOLDS:  # noqa: PLR2004
         return None
     order = torch.randperm(len(normals), generator=generator)[:MAX_SAMPLES]
     fold_of = torch.randperm(n_images, generator=generator)[members[order]] % FOLDS
@@ -89,7 +93,8 @@ def fit_direction(
         scaled = {name: fold(part) for name, part in anomalies.items()}
         learned, sound = fold(known), fold(other)
         distance = sound.square().sum(dim=1)
-        for name, held_out in scaled.items():
+        for name in held:
+            held_out = scaled[name]
             seen = [part for other_name, part in scaled.items() if other_name != name]
             weights = _logistic(learned, seen)
             along = sound @ weights
@@ -99,7 +104,7 @@ def fit_direction(
                 [_auroc(_mixed(distance, along, units, share), _mixed(*found, units, share)) for share in SHARES]
             )
             spreads.append(units)
-    by_class = np.reshape(aurocs, (FOLDS, len(anomalies), len(SHARES))).mean(axis=0)
+    by_class = np.reshape(aurocs, (FOLDS, len(held), len(SHARES))).mean(axis=0)
     share = SHARES[smallest_as_good(by_class)]
     mean = by_class.mean(axis=0)
     std, along_std = np.mean(spreads, axis=0)

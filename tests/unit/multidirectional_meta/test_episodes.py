@@ -134,6 +134,10 @@ def test_share_of_the_supervised_part_follows_held_out_classes():
     assert found[1].share == 0.0
     assert found[0].auroc[2.0] > found[0].auroc[0.0]
     assert fit_direction(normals, {"a": shared[0]}, scaling, torch.Generator()) is None
+    single = {"a": shared[0, :1], "b": shared[1]}  # one sample of a class does not say how well the class is found
+    assert fit_direction(normals, single, scaling, torch.Generator()) is None
+    some = {**single, "c": shared[0, 1:3]}
+    assert fit_direction(normals, some, scaling, torch.Generator()) is not None
     few = fit_direction(normals[:13], {"a": shared[0], "b": shared[1]}, scaling, torch.Generator())
     assert few is not None  # 13 in four folds leave none with a single sample
     assert np.isfinite(few.std)
