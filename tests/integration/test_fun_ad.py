@@ -182,6 +182,15 @@ def test_stored_features_are_used_again_and_give_the_same_training(data_root, tm
     assert len(list((tmp_path / "features").iterdir())) == 2
 
 
+def test_features_of_other_layers_or_another_precision_are_not_taken(data_root, tmp_path, monkeypatch):
+    folder = tmp_path / "features"
+    cases = [({}, "32-true"), ({"layers": ["scale4", "scale3"]}, "32-true"), ({}, "bf16-mixed")]
+    for number, (settings, precision) in enumerate(cases, 1):
+        model = tiny(feature_store=str(folder), **settings)
+        train(model, in_order(data_root), tmp_path / str(number), max_epochs=1, precision=precision)
+        assert len(list(folder.glob("*.features"))) == number
+
+
 def test_checkpoint_holds_the_audit_but_no_features(data_root, tmp_path):
     model = tiny(top_share=0.1)
     trained_by = train(model, surfaces(data_root), tmp_path)

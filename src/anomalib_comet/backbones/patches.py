@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -23,7 +22,7 @@ IMAGE_DESCRIPTORS = ("auto", "class", "pooled", "none")
 
 
 def is_vision_transformer(backbone: str) -> bool:
-    """Tell whether timm has a network of this name whose features are tokens, with a known number of prefix tokens.
+    """Tell whether timm has a network of this name whose features are tokens.
 
     Args:
         backbone: Name of a network, see :class:`.extractor.FrozenBackbone`.
@@ -34,7 +33,7 @@ def is_vision_transformer(backbone: str) -> bool:
     # On the meta device: no memory, no random numbers, milliseconds.
     with torch.device("meta"):
         network = timm.create_model(name, pretrained=False, num_classes=0)
-    return hasattr(network, "num_prefix_tokens") and hasattr(network, "patch_embed")
+    return hasattr(network, "num_prefix_tokens")
 
 
 class TokenBackbone(nn.Module):
@@ -60,19 +59,28 @@ class TokenBackbone(nn.Module):
         super().__init__()
         network: Any = build_timm_network(backbone.rpartition("/")[2], pre_trained, backbone_weights)
         self.image_size = (int(image_size[0]), int(image_size[1]))
-        cell = network.patch_embed.patch_size
+        embedding: Any = getattr(network, "patch_embed", None)
+        cell = getattr(embedding, "patch_size", None)
+        if not isinstance(cell, tuple) or not getattr(embedding, "grid_size", None):
+            msg = (
+                f"backbone '{backbone}' does not say on which grid its tokens lie: use a plain vision transformer, "
+                "e.g. 'vit_base_patch8_224.dino', or a CNN."
+            )
+            raise ValueError(msg)
         if any(side % step for side, step in zip(self.image_size, cell, strict=True)):
             msg = (
                 f"Images of {image_size[0]} x {image_size[1]} pixels do not divide into the patches of backbone "
                 f"'{backbone}', {cell[0]} x {cell[1]} pixels each: choose multiples of these."
             )
             raise ValueError(msg)
-        if tuple(network.patch_embed.img_size or ()) != self.image_size:
+        if tuple(embedding.img_size or ()) != self.image_size:
             if not hasattr(network, "set_input_size"):
-                msg = f"backbone '{backbone}' takes images of {network.patch_embed.img_size} pixels only."
+                msg = f"backbone '{backbone}' takes images of {embedding.img_size} pixels only."
                 raise ValueError(msg)
             network.set_input_size(img_size=self.image_size)
-        self.grid = (self.image_size[0] // cell[0], self.image_size[1] // cell[1])
+        # With a CNN before the transformer, a cell is larger than a patch of it.
+        height, width = network.patch_embed.grid_size
+        self.grid = (int(height), int(width))
         self.n_prefix = int(network.num_prefix_tokens)
         self.has_class_token = self.n_prefix > 0 and getattr(network, "cls_token", None) is not None
         self.n_features = int(network.num_features)
@@ -180,6 +188,8 @@ class PatchDescriptors(nn.Module):
         if image_descriptor == "auto":
             image_descriptor = "class" if self.source.has_class_token else "none"
         self.image_descriptor = image_descriptor
+        self.backbone = backbone
+        self.layers = list(getattr(self.source.network, "layers", []))
         self.grid = self.source.grid
         self.n_patch = self.source.n_features
         self.n_token = {"class": 1, "pooled": 2, "none": 0}[image_descriptor] * self.n_patch
@@ -211,7 +221,13 @@ class PatchDescriptors(nn.Module):
     @property
     def identity(self) -> dict[str, Any]:
         """What tells these descriptors from those of another configuration: plain data, and a digest of the weights."""
-        return {"image_descriptor": self.image_descriptor, "digest": weights_digest(self)}
+        return {
+            "backbone": self.backbone,
+            "layers": self.layers,
+            "grid": list(self.grid),
+            "image_descriptor": self.image_descriptor,
+            "digest": weights_digest(self),
+        }
 
 
 def mean_and_deviation(patches: torch.Tensor) -> torch.Tensor:
@@ -248,8 +264,3 @@ def weights_digest(module: nn.Module) -> str:
     for name, buffer in sorted(module.named_buffers()):
         digest.update(f"{name}{tuple(buffer.shape)}".encode())
     return digest.hexdigest()
-
-
-def descriptor_length(n_token: int, n_patch: int, grid: tuple[int, int]) -> int:
-    """Return the number of values of an image's record: its token, then its patches row by row."""
-    return n_token + n_patch * math.prod(grid)

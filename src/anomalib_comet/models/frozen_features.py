@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import math
+import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -226,9 +229,29 @@ def vectors_per_image(n_images: int) -> int:
     return max(1, STATISTICS_VECTORS // max(1, n_images))
 
 
-def every_nth(vectors: torch.Tensor, count: int) -> torch.Tensor:
-    """Return about ``count`` evenly spaced ones of P vectors, shape ``(B, P, D)``; all where there are no more."""
-    return vectors[:, :: max(1, vectors.shape[1] // count)]
+def some_vectors(vectors: torch.Tensor, count: int, names: Sequence[str]) -> torch.Tensor:
+    """Return ``count`` of the P vectors of every image, from places that differ from image to image.
+
+    A step from place to place that shares a factor with the width of the grid would see a few columns of it only, and
+    the same places of every image would miss what the others hold. Here the first place of an image comes from its
+    name, and the step is near the golden section of P and has no factor in common with it: the places are spread over
+    rows and columns, none twice, and do not depend on how images are divided into batches or among processes.
+
+    Args:
+        vectors: Shape ``(B, P, D)``.
+        count: Number of vectors of an image; all where there are no more.
+        names: Paths of the images; only their last part counts.
+
+    Returns:
+        Shape ``(B, min(count, P), D)``.
+    """
+    n_places = vectors.shape[1]
+    if count >= n_places:
+        return vectors
+    step = next(s for s in range(round(0.618 * n_places), 0, -1) if math.gcd(s, n_places) == 1)
+    first = torch.tensor([zlib.crc32(Path(name).name.encode("utf-8", "surrogateescape")) for name in names])
+    places = (first[:, None] + step * torch.arange(count)) % n_places
+    return vectors.gather(1, places.to(vectors.device)[..., None].expand(-1, -1, vectors.shape[2]))
 
 
 def resizing_pre_processor(image_size: tuple[int, int], center_crop: tuple[int, int] | None = None) -> PreProcessor:

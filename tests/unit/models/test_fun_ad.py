@@ -7,6 +7,9 @@ import errno
 import math
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 
 import pytest
 import torch
@@ -104,11 +107,12 @@ def test_nearest_where_nothing_is_left(engine):
 
 @pytest.mark.parametrize("group", [1, 3, 40])
 @pytest.mark.parametrize("k", [1, 5])
-def test_faiss_and_torch_agree(group, k, monkeypatch):
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_faiss_and_torch_agree(group, k, offset, monkeypatch):
     monkeypatch.setattr("anomalib_comet.models.fun_ad.neighbours.CHUNK_VALUES", 1000)
     monkeypatch.setattr("anomalib_comet.models.fun_ad.neighbours.BLOCK", 100)
     generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(240, 12, generator=generator)
+    vectors = torch.randn(240, 12, generator=generator) + offset
     # Groups in no order, one of which has nothing in the bank.
     own = torch.randperm(240, generator=generator) // group
     chosen = torch.arange(240)[(torch.arange(240) % 2 == 0) & (own != 0)]
@@ -336,6 +340,7 @@ def test_initial_weights_depend_on_the_seed_only():
     ("backbone", "size", "n_token", "n_patch", "grid"),
     [
         ("vit_tiny_patch16_224", (64, 48), 192, 192, (4, 3)),
+        ("vit_tiny_r_s16_p8_224", (128, 96), 192, 192, (4, 3)),  # a small CNN before it
         ("mobilenetv2_100", (64, 96), 0, 128, (8, 12)),
         ("gabor", (64, 64), 0, 44, (32, 32)),
     ],
@@ -413,6 +418,9 @@ def test_extreme_scores_stay_apart():
         ({"bank_vectors": 0}, "bank_vectors must be at least 1"),
         ({"smoothness": -1.0}, "smoothness must not be negative"),
         ({"synthetic_noise": -1.0}, "synthetic_noise must not be negative"),
+        ({"synthetic_noise": 1.0}, "use it with target=labels"),
+        ({"image_weight": math.nan}, "image_weight must not be negative"),
+        ({"image_size": (64,)}, "image_size must be a height and a width"),
         ({"bank_share": 0.0}, "bank_share must be in"),
         ({"neighbour_share": 1.5}, "neighbour_share must be in"),
         ({"exclude": "patch"}, "neighbour_share counts other images"),
@@ -469,7 +477,7 @@ def test_degenerate_training_sets_have_a_finite_loss(case, scope, exclude):
         assert all(torch.isfinite(p.grad).all() for p in model.model.local_net.parameters())
         assert torch.isfinite(model.bank.distances).all()
         assert len(model.training_frame()) == len(features)
-        if case == "constant":
+        if case in {"constant", "duplicates"}:
             assert not model.bank.distances.any()
 
 
@@ -514,6 +522,22 @@ def test_a_second_fit_on_other_images_keeps_nothing_of_the_first_ones():
     scalings = [dict(model.model.named_buffers()) for model in (again, fresh)]
     assert all(torch.equal(value, scalings[1][name]) for name, value in scalings[0].items() if "scaling" in name)
     assert any("scaling" in name for name in scalings[0])
+
+
+def test_what_was_found_by_other_rules_or_before_a_new_fit_is_found_again():
+    features = torch.randn(5, 64, 22, generator=torch.Generator().manual_seed(0))
+    ours = {"bank_rule": "all", "space": "descriptors", "exclude": "image", "bank_half": False}
+    first, other = (prepared(features, **ours, neighbour_share=share) for share in (0.25, 1.0))
+    first.rebuild(0)
+    state = first.bank.state()
+    other.bank.load_state(state)
+    other.bank.start(other.training_features, first.bank.settings.partition(")")[2].strip())
+    assert other.bank.is_due(1, rebuild_epochs=5)
+    assert not other.bank.distances.numel()
+    first.bank.start(first.training_features, first.bank.settings.partition(")")[2].strip())
+    assert not first.bank.is_due(1, rebuild_epochs=5)
+    first.bank.start(first.training_features, first.bank.settings.partition(")")[2].strip(), goes_on=False)
+    assert first.bank.is_due(0, rebuild_epochs=5)
 
 
 def test_distance_to_a_share_of_the_other_images():
@@ -658,6 +682,35 @@ def test_full_disk_is_one_clear_sentence_and_leaves_nothing(moment, tmp_path, mo
         monkeypatch.setattr("anomalib_comet.models.fun_ad.feature_store._write_all", full)
         with pytest.raises(OSError, match="No room for the features"):
             store.write([0], torch.ones(1, 5))
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, torch
+from anomalib_comet.models.fun_ad.feature_store import FeatureStore
+
+store = FeatureStore(["a"], 3, "key", "temporary")
+store.write([0], torch.ones(1, 3))
+store.finish()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_temporary_files_of_killed_processes_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed = subprocess.run([sys.executable, "-c", KILLED], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert [path.suffix for path in left.iterdir()] == [".features"]
+    in_use = FeatureStore(["a"], 3, "key", "temporary")
+    in_use.write([0], torch.ones(1, 3))
+    in_use.finish()
+    assert not left.exists()
+    another = FeatureStore(["a"], 3, "key", "temporary")
+    assert torch.equal(in_use.read([0]), torch.ones(1, 3).half())
+    assert len(list(tmp_path.iterdir())) == 2
+    in_use.close()
+    another.close()
     assert not list(tmp_path.iterdir())
 
 

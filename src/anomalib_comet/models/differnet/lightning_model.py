@@ -35,10 +35,10 @@ from anomalib_comet.models.frozen_features import (
     SCORE_BATCH,
     FrozenFeatures,
     check_image_size,
-    every_nth,
     parts_of,
     refuse_half_precision,
     resizing_pre_processor,
+    some_vectors,
     vectors_per_image,
     weights_of,
 )
@@ -310,7 +310,7 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
             image_weights.append(weights_of(paths, weights))
             pooled.append(features[0].cpu())
             if len(features) > 1:
-                windows.append(every_nth(features[1].movedim(2, -1).flatten(1, 3), count).cpu())
+                windows.append(some_vectors(features[1].movedim(2, -1).flatten(1, 3), count, paths).cpu())
         ranks = Ranks.of(self)
         pooled, windows, image_weights = (ranks.gather(part) for part in (pooled, windows, image_weights))
         self.model.fit_scaling(

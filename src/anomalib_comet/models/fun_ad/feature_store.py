@@ -35,6 +35,9 @@ ALIGNMENT = 4096
 BYTES = 2
 """Of a value in half precision."""
 
+TEMPORARY = "fun_ad_features_"
+"""What the names of temporary folders start with."""
+
 
 def fingerprint(paths: Sequence[str], settings: dict[str, Any]) -> str:
     """Return a digest of everything that features depend on: the files and the network.
@@ -113,9 +116,6 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __contains__(self, path: str) -> bool:
-        return path in self._row
-
     def rows(self, paths: Sequence[str]) -> list[int]:
         """Return the positions of images.
 
@@ -168,9 +168,11 @@ class FeatureStore:
         if self._file is not None and self.path is not None:
             with self._clear_errors():
                 os.fsync(self._file.fileno())
-                self._file.close()
+                if fcntl is None:  # Windows renames no open file
+                    self._file.close()
                 self._partial.replace(self.path)
-                self._file = self.path.open("rb", buffering=0)
+                if fcntl is None:
+                    self._file = self.path.open("rb", buffering=0)
         self.is_complete = True
 
     def read(self, rows: Sequence[int]) -> torch.Tensor:
@@ -227,8 +229,10 @@ class FeatureStore:
 
     def _open(self, place: str) -> None:
         if place == "temporary":
-            self._folder = tempfile.TemporaryDirectory(prefix="fun_ad_features_")
+            self._folder = tempfile.TemporaryDirectory(prefix=TEMPORARY)
             folder = Path(self._folder.name)
+            for other in folder.parent.glob(f"{TEMPORARY}*"):
+                _remove_abandoned(other, "*", and_folder=True)
         else:
             folder = Path(place)
             try:
@@ -288,15 +292,18 @@ def _lock(file: BinaryIO) -> bool:
     return True
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes have left: files of ours that are not complete and that no process holds.
+def _remove_abandoned(folder: Path, pattern: str = "*.partial", and_folder: bool = False) -> None:
+    """Remove what killed processes have left: files of ours that no process holds.
 
-    A file is locked before its header is written: one with a header and without a lock has lost its process.
+    A file is locked before its header is written: one with a header and without a lock has lost its process. So has a
+    complete temporary one, which stays locked as long as it is in use.
     """
-    for path in folder.glob("*.partial"):
+    for path in folder.glob(pattern):
         with contextlib.suppress(OSError), path.open("rb") as file:
             if file.read(len(MAGIC)) == MAGIC and _lock(file):
                 path.unlink()
+                if and_folder:
+                    folder.rmdir()  # which fails where anything else is in it
 
 
 def _bytes_of(record: Any) -> memoryview:

@@ -95,12 +95,14 @@ class IteratedBank:
         in_bank: Which images were in the bank, shape ``(N,)``.
         rebuilt_at: Epoch of the latest rebuild, -1 before the first.
         features_key: Digest of what the features depended on.
+        settings: What else the distances depended on, as text.
     """
 
     def __init__(self, rules: BankRules) -> None:
         self.rules = rules
         self.paths: list[str] = []
         self.features_key = ""
+        self.settings = ""
         self._forget()
 
     def _forget(self) -> None:
@@ -110,15 +112,20 @@ class IteratedBank:
         self.rebuilt_at = -1
         self._scaled: dict[tuple[str, float], torch.Tensor] = {}
 
-    def start(self, features: TrainingFeatures) -> None:
-        """Forget what is known of other images than these.
+    def start(self, features: TrainingFeatures, settings: str = "", goes_on: bool = True) -> None:
+        """Forget what is known of other images, or by other rules, than these.
 
         Args:
             features: Features of the training images.
+            settings: What distances depend on beside features and rules, as text. Defaults to ``""``.
+            goes_on: Whether a training goes on; otherwise the next epoch is to rebuild. Defaults to ``True``.
         """
-        if self.features_key != features.key:
-            self.paths, self.features_key = list(features.paths), features.key
+        settings = f"{self.rules} {settings}"
+        if (self.features_key, self.settings) != (features.key, settings):
+            self.paths, self.features_key, self.settings = list(features.paths), features.key, settings
             self._forget()
+        elif not goes_on:
+            self.rebuilt_at = -1
 
     def is_due(self, epoch: int, rebuild_epochs: int) -> bool:
         """Return whether it is time to rebuild.
@@ -142,16 +149,12 @@ class IteratedBank:
         """
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
-        def head_scores(chunk: range) -> torch.Tensor:
-            token, raw = features.raw(chunk)
-            return model.image_scores(model.local_net(*model.scale(token, raw))[1], raw).cpu()
-
         def vectors(rows: Sequence[int]) -> torch.Tensor:
             if self.rules.space == "adapted":
                 return model.local_net.adapt(*features.scaled(rows))
             return features.scaled(rows)[1]
 
-        self.image_scores = features.of_all(head_scores)
+        self.score(features, model)
         if not (self.rules.is_static and len(self.distances) == len(features)):
             images = self._images(model.n_patches, generator)
             bank, owners = draw_vectors(images, vectors, model.n_patches, self.rules.bank_vectors, generator)
@@ -160,6 +163,21 @@ class IteratedBank:
             self.in_bank[images] = True
             self._scaled = {}
         self.rebuilt_at = epoch
+
+    @torch.no_grad()
+    def score(self, features: TrainingFeatures, model: FunAdModel) -> None:
+        """Bring :attr:`image_scores` up to Local-Net as it is.
+
+        Args:
+            features: Features of the training images.
+            model: The network, in evaluation mode.
+        """
+
+        def head_scores(chunk: range) -> torch.Tensor:
+            token, raw = features.raw(chunk)
+            return model.image_scores(model.local_net(*model.scale(token, raw))[1], raw).cpu()
+
+        self.image_scores = features.of_all(head_scores)
 
     def _images(self, n_patches: int, generator: torch.Generator) -> torch.Tensor:
         """Return the positions of the bank's images, ascending."""
@@ -259,6 +277,7 @@ class IteratedBank:
             "image_scores": self.image_scores,
             "in_bank": self.in_bank,
             "features_key": self.features_key,
+            "settings": self.settings,
             "rebuilt_at": self.rebuilt_at,
         }
 
@@ -273,5 +292,6 @@ class IteratedBank:
         self.image_scores = state["image_scores"]
         self.in_bank = state["in_bank"]
         self.features_key = state["features_key"]
+        self.settings = str(state.get("settings", ""))
         self.rebuilt_at = int(state["rebuilt_at"])
         self._scaled = {}

@@ -37,6 +37,7 @@ from anomalib_comet.backbones import FeatureScaling
 from anomalib_comet.distributed import Ranks
 from anomalib_comet.models.frozen_features import (
     FrozenFeatures,
+    check_image_size,
     parts_of,
     refuse_augmentations,
     refuse_half_precision,
@@ -96,9 +97,10 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             1024 and 128. Defaults to ``None``.
         top_share (float): An image's score is the mean of this share of its patches' scores, the highest ones (ours);
             0 takes the largest alone, as published. Defaults to ``0.05``.
-        scope (str): How distances become pseudo-labels: ``"batch"`` by minimum and maximum of the batch, as published,
-            ``"epoch"`` by those of the training set, ``"robust"`` by a fence ``Q3 + label_kappa (Q3 - Q1)`` over the
-            training set (ours), which need not call anything anomalous. Defaults to ``"robust"``.
+        scope (str): How distances become pseudo-labels, under ``target="labels"``: ``"batch"`` by minimum and maximum
+            of the batch, as published, ``"epoch"`` by those of the training set, ``"robust"`` by a fence
+            ``Q3 + label_kappa (Q3 - Q1)`` over the training set (ours), which need not call anything anomalous.
+            Defaults to ``"robust"``.
         label_kappa (float): Width of that fence in interquartile ranges. Defaults to ``3.0``.
         target (str): What Local-Net learns: ``"labels"``, the pseudo-labels, as published, or ``"distances"``, the
             logarithm of the distance to the bank (ours), which orders normal patches too. Defaults to ``"distances"``.
@@ -113,14 +115,15 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             to the k-th nearest of B with k = ``neighbour_share`` B (ours): a defect that occurs in fewer images than
             that does not vouch for itself. 0 for the nearest vector, as published. Defaults to ``0.25``.
         bank_vectors (int | None): Largest number of vectors in the bank (ours): beyond it, some patches of every image
-            of the bank are drawn at random, and some of the images where there are too many for
-            :data:`.memory_bank.PATCHES_PER_IMAGE` patches each. ``None`` for no bound, as published. Defaults to
-            ``100000``.
+            of the bank are drawn at random, one at least, and with ``neighbour_share`` above 0 some of the images,
+            where there are too many for :data:`.memory_bank.PATCHES_PER_IMAGE` patches each. ``None`` for no bound,
+            as published. Defaults to ``100000``.
         exclude (str): What a patch is not compared with: ``"patch"`` itself, as published, or ``"image"`` all patches
             of its own image (ours), where the nearest relatives of a defect lie. Defaults to ``"image"``.
         rebuild_epochs (int): Bank, distances and pseudo-labels are made anew once in so many epochs (ours); the
             authors do it at every step. Defaults to ``1``.
-        smoothness (float): Weight of the mutual smoothness beside the loss of pseudo-labels. Defaults to ``2.5``.
+        smoothness (float): Weight of the mutual smoothness beside the loss of pseudo-labels, under
+            ``target="labels"``. Defaults to ``2.5``.
         pair_patches (int | None): Number of patches of a batch among which mutually nearest pairs are sought, drawn at
             random (ours); ``None`` for all, as published. Defaults to ``2048``.
         norm_input (bool): Whether Local-Net's discriminator is also told the logarithm of a patch's mean square, of
@@ -128,10 +131,11 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         train_patches (int | None): Number of patches an image and step on which is trained, drawn at random (ours);
             ``None`` for all, as published. Defaults to ``None``.
         noise_scale (float): Standard deviation of the perturbation of uncertain pseudo-anomalies in units of every
-            channel's over the training set. Defaults to ``1.0``.
+            channel's over the training set, under ``target="labels"``. Defaults to ``1.0``.
         synthetic_noise (float): Standard deviation, in the same units, of noise on all patches of a batch, which are
-            then trained on as anomalies beside the pseudo-anomalies (ours): without them, nothing says what an anomaly
-            is where the training set has none. 0 for none, as published. Defaults to ``0.0``.
+            then trained on as anomalies beside the pseudo-anomalies (ours; ``target="labels"`` only): without them,
+            nothing says what an anomaly is where the training set has none. 0 for none, as published. Defaults to
+            ``0.0``.
         image_weight (float): Weight in the image's score of how far the image as a whole lies from the training set:
             the logarithm of the Mahalanobis distance of means over large windows (ours). 0 for none, as published.
             Defaults to ``2.0``.
@@ -219,11 +223,16 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             },
             one={"rebuild_epochs": rebuild_epochs, "train_patches": train_patches, "pair_patches": pair_patches},
         )
-        if lr <= 0:
+        if not 0 < lr < float("inf"):
             msg = f"lr must be above zero, got {lr}."
             raise ValueError(msg)
+        if synthetic_noise and target != "labels":
+            msg = "synthetic_noise makes anomalies for pseudo-labels: use it with target=labels, or leave it 0."
+            raise ValueError(msg)
         super().__init__(
-            pre_processor=self.configure_pre_processor(image_size) if pre_processor is True else pre_processor,
+            pre_processor=self.configure_pre_processor(check_image_size(image_size))
+            if pre_processor is True
+            else pre_processor,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
@@ -321,7 +330,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         ranks = Ranks.of(self)
         self._training_features = TrainingFeatures(self.model, store, ranks)
         self._forget_other_images(store.key)
-        self.bank.start(self._training_features)
+        goes_on = self._trainer is None or self.trainer.global_step > 0
+        self.bank.start(self._training_features, f"{self.model.patch_pool} {self.model.patch_scaling.scaling}", goes_on)
         spread = self._training_features.fit_scaling()
         ranks.copy_state(self, parameters=False)
         self._spread = ranks.first(spread.cpu()).to(spread)
@@ -344,7 +354,11 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         if not known:
             msg = "FunAd needs a training set of anomalib, whose images have paths, and at least one image."
             raise TypeError(msg)
-        settings = {**self.model.descriptors.identity, "pre_processing": self._pre_processing_digest()}
+        settings = {
+            **self.model.descriptors.identity,
+            "pre_processing": self._pre_processing_digest(),
+            "precision": str(self.trainer.precision),
+        }
         n_values = self.model.descriptors.n_token + self.model.n_patches * self.model.descriptors.n_patch
         ranks = Ranks.of(self)
         key = ranks.first(fingerprint(sorted(set(known)), settings))
@@ -398,7 +412,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
 
     # ------------------------------------------------------------------------------------------------------- training
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Return the loss of a batch: balanced cross-entropy on pseudo-labels, and mutual smoothness.
+        """Return the loss of a batch: that of the target, labels or distances.
 
         Args:
             batch (ImageBatch): Training batch; of its images only the paths are used.
@@ -494,6 +508,20 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         pairs = mutual_pairs(nearest(adapted, adapted, exclude=(own, own))[1][:, 0])
         return pairs if among is None else among[pairs]
 
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Score the training images by the finished head, for the audit; it comes before the last checkpoint.
+
+        Args:
+            *args: Unused.
+            **kwargs: Unused.
+        """
+        super().on_train_batch_end(*args, **kwargs)
+        trainer = self.trainer
+        is_last = trainer.is_last_batch and self.current_epoch + 1 == trainer.max_epochs
+        if is_last or 0 < trainer.max_steps <= self.global_step:
+            with evaluating(self.model):
+                self.bank.score(self.training_features, self.model)
+
     def on_fit_end(self) -> None:
         """Let go of the features of the training set."""
         super().on_fit_end()
@@ -563,7 +591,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
 
 def _check_at_least(zero: dict[str, float], one: dict[str, int | None]) -> None:
     for name, value in zero.items():
-        if value < 0:
+        if not 0 <= value < float("inf"):
             msg = f"{name} must not be negative, got {value}."
             raise ValueError(msg)
     for name, count in one.items():

@@ -75,12 +75,13 @@ def nearest(
         raise ValueError(msg)
     if exclude is not None:
         exclude = (exclude[0].to(query.device), exclude[1].to(query.device))
-    with_faiss = engine == "faiss" or (engine == "auto" and faiss_gpus() > 0)
-    if with_faiss and len(bank) and len(query):
-        found = _nearest_faiss(query, bank, k, exclude)
-    else:
-        found = _nearest_torch(query, bank, k, exclude)
-    return _exact(query, bank, found[1]), found[1]
+    # Matrix products lose what tells far vectors apart; around their mean they are near.
+    middle = bank.mean(0) if len(bank) else 0.0
+    search = _nearest_torch
+    if (engine == "faiss" or (engine == "auto" and faiss_gpus() > 0)) and len(bank) and len(query):
+        search = _nearest_faiss
+    found = search(query - middle, bank - middle, k, exclude)[1]
+    return _exact(query, bank, found), found
 
 
 def kth_nearest_image(query: torch.Tensor, bank: torch.Tensor, k: int, own: torch.Tensor) -> torch.Tensor:
@@ -114,16 +115,19 @@ def kth_nearest_image(query: torch.Tensor, bank: torch.Tensor, k: int, own: torc
     parts = []
     for start in range(0, len(query), size):
         part = query[start : start + size]
-        distances = torch.addmm(squares[None], part, flat.T, alpha=-2.0).view(len(part), n_images, n_vectors).amin(2)
-        distances += part.square().sum(1, keepdim=True)
+        distances = torch.addmm(squares[None], part, flat.T, alpha=-2.0).view(len(part), n_images, n_vectors)
         itself = own[start : start + size, None] == torch.arange(n_images, device=query.device)
         others = n_images - int(itself.any())
         rank = min(k, others)
         if not rank:
             parts.append(torch.zeros(len(part), device=query.device))
             continue
-        ordered = distances.masked_fill_(itself, torch.inf).topk(rank, dim=1, largest=False, sorted=True)[0]
-        parts.append(ordered[:, -1].clamp(min=0.0))
+        of_images = distances.amin(2).masked_fill_(itself, torch.inf)
+        image = of_images.topk(rank, dim=1, largest=False, sorted=True)[1][:, -1]
+        rows = torch.arange(len(part), device=query.device)
+        vector = image * n_vectors + distances[rows, image].argmin(1)
+        # From differences, so that the distance of a duplicate is exactly zero.
+        parts.append((part - flat[vector]).square().sum(1))
     return torch.cat(parts) if parts else query.new_zeros(0)
 
 

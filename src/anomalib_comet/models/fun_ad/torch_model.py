@@ -228,8 +228,8 @@ class FunAdModel(nn.Module):
     def windows(self, patches: torch.Tensor) -> torch.Tensor:
         """Return the means of large windows around places of a coarse grid (ours).
 
-        A window's sides are three quarters of the image's, less what lies outside of it; there is one around every
-        seventh or so place in each direction.
+        A window's sides are three quarters of the image's, less what lies outside of it; their centres are a ninth of
+        the image's side apart, or one place where that is more.
 
         Args:
             patches: As the network gives them, shape ``(B, P, n_patch)``.

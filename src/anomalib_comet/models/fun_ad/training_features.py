@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anomalib_comet.models.frozen_features import every_nth, vectors_per_image
+from anomalib_comet.models.frozen_features import some_vectors, vectors_per_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -84,13 +84,16 @@ class TrainingFeatures:
         """
         chunks, count = list(self.chunks()), vectors_per_image(len(self))
 
+        def picked(vectors: torch.Tensor, chunk: range) -> torch.Tensor:
+            return some_vectors(vectors, count, self.paths[chunk.start : chunk.stop])
+
         def some() -> tuple[torch.Tensor, torch.Tensor]:
             tokens = _in_one_piece(chunks, lambda chunk: self.scaled(chunk)[0])
-            vectors = _in_one_piece(chunks, lambda chunk: every_nth(self.scaled(chunk)[1], count))
+            vectors = _in_one_piece(chunks, lambda chunk: picked(self.scaled(chunk)[1], chunk))
             return tokens, vectors.flatten(0, 1)
 
         if not bool(self._model.patch_scaling.is_fitted) or not bool(self._model.image_scaling.is_fitted):
-            windows = _in_one_piece(chunks, lambda chunk: every_nth(self._model.windows(self.raw(chunk)[1]), count))
+            windows = _in_one_piece(chunks, lambda chunk: picked(self._model.windows(self.raw(chunk)[1]), chunk))
             # Until it is fitted the scaling is the identity: these are the features as they are.
             self._model.fit_scaling(*some(), windows.flatten(0, 1))
         return torch.cat([(part - part.mean(0)).square().mean(0).sqrt() for part in some()])

@@ -34,10 +34,10 @@ from anomalib_comet.distributed import Ranks
 from anomalib_comet.models.frozen_features import (
     FrozenFeatures,
     check_image_size,
-    every_nth,
     parts_of,
     refuse_half_precision,
     resizing_pre_processor,
+    some_vectors,
     vectors_per_image,
     weights_of,
 )
@@ -359,7 +359,7 @@ class SimpleNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         count = vectors_per_image(len(training_set))
         vectors, vector_weights = [], []
         for paths, (features,) in self.features_of(training_set, indices):
-            some = every_nth(features.flatten(1, 2), count).float().cpu()
+            some = some_vectors(features.flatten(1, 2), count, paths).float().cpu()
             vectors.append(some.flatten(0, 1))
             vector_weights.append(weights_of(paths, weights).repeat_interleave(some.shape[1]))
         ranks = Ranks.of(self)
