@@ -234,7 +234,7 @@ class FeatureStore:
             for other in folder.parent.glob(f"{TEMPORARY}*"):
                 _remove_abandoned(other, "*", and_folder=True)
         else:
-            folder = Path(place)
+            folder = Path(place).expanduser()
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:

@@ -172,8 +172,11 @@ class FunAdModel(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if len(hidden_units) != 2 or min(hidden_units) < 1 or sigma <= 0:  # noqa: PLR2004
-            msg = f"hidden_units must be two numbers above zero and sigma above zero, got {hidden_units} and {sigma}."
+        if len(hidden_units) != 2 or min(hidden_units) < 1:  # noqa: PLR2004
+            msg = f"hidden_units must be two numbers above zero, got {hidden_units}."
+            raise ValueError(msg)
+        if not 0 < sigma < float("inf"):
+            msg = f"sigma must be above zero, got {sigma}."
             raise ValueError(msg)
         if not 0.0 <= top_share <= 1.0:
             msg = f"top_share must be in [0, 1], got {top_share}."
