@@ -4,18 +4,20 @@
 """MultidirectionalMeta through anomalib's engine: training, leaks, resuming, exports."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
 import pytest
 import torch
+from anomalib.data import Folder
 from anomalib.data.utils import read_image
 from anomalib.deploy import CompressionType, ExportType
 from anomalib.models import Supersimplenet
 from anomalib.models.image.supersimplenet import torch_model
 from PIL import Image
 
-from anomalib_comet.data import FewShotDataModule, ProceduralSurfaces
+from anomalib_comet.data import ContaminatedDataModule, FewShotDataModule, ProceduralSurfaces
 from anomalib_comet.models import MultidirectionalMeta
 from anomalib_comet.post_processing import LabelFreePostProcessor
 from helpers.tiny import engine, identical, train, trained
@@ -105,6 +107,52 @@ def test_poisoned_images_of_a_held_out_type_change_nothing(data_root, tmp_path):
     seen = tiny()
     train(seen, few(data_root, held_out=None, ratio=0.1), tmp_path / "seen")
     assert not identical(trained(clean), trained(seen))  # the test can fail
+
+
+@pytest.mark.parametrize("nested", [(), ("deep", "light")])
+def test_held_out_images_that_are_all_of_validation_leave_it(nested, tmp_path):
+    """Folder names types by folders: a validation set of one type alone still knows which one it is."""
+    rng = np.random.default_rng(0)
+    held_out = [f"test/scratch/{name}" for name in nested] or ["test/scratch"]
+    counts = {"train/good": 12, "test/good": 6, "test/dent": 2, **dict.fromkeys(held_out, 12 // len(held_out))}
+    for folder, count in counts.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for k in range(count):
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / folder / f"{k}.png")
+
+    def folders(share):
+        arguments = {"normal_dir": "train/good", "normal_test_dir": "test/good", "num_workers": 0}
+        arguments |= {"abnormal_dir": ["test/dent", *held_out], "val_split_mode": "from_test", "val_split_ratio": share}
+        return Folder("x", root=tmp_path, **arguments)
+
+    def anomalies_of(samples):
+        return {Path(path).parts[len(tmp_path.parts) + 1] for path in samples.image_path[samples.label_index == 1]}
+
+    def sets(share):
+        whole = ContaminatedDataModule(folders(share), ratio=0.0)
+        few = FewShotDataModule(folders(share), shots=1, held_out=["scratch"])
+        whole.setup()
+        few.setup()
+        return whole, few
+
+    alone = []
+    for share in (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5):
+        whole, few = sets(share)
+        assert "scratch" not in anomalies_of(few.val_data.samples)
+        tested = [path for path in few.test_data.samples.image_path if "scratch" in path]
+        assert len(tested) == len(set(tested)) == 12
+        alone += [share] if anomalies_of(whole.val_data.samples) == {"scratch"} else []
+    assert alone  # the case is among them
+
+    def learned(name):
+        model = tiny()
+        train(model, sets(alone[0])[1], tmp_path / name, max_epochs=1)
+        return {k: v.nan_to_num() for k, v in model.state_dict().items()}
+
+    clean = learned("clean")
+    for path in (tmp_path / "test" / "scratch").rglob("*.png"):
+        Image.fromarray(np.full((40, 40, 3), 7, dtype=np.uint8)).save(path)
+    assert identical(clean, learned("poisoned"))
 
 
 @pytest.mark.parametrize("settings", LEVELS.values(), ids=list(LEVELS))

@@ -326,7 +326,8 @@ class ContaminatedDataModule(AnomalibDataModule):
         with_labels = drawn(draw.labelled)
         labelled = frames.training_rows(rows, with_labels, hide=False) if len(with_labels) else rows.iloc[:0]
 
-        unseen = images_of_types(splits, self.settings.held_out)
+        known = dict(zip(candidates["image_path"], candidates[frames.TRUE_DEFECT_TYPE], strict=True))
+        unseen = images_of_types(splits, self.settings.held_out, known)
         keys = {anomaly.key for anomaly in draw.labelled} if self.settings.overlap else draw.withdrawn_keys
         withdrawn = set(candidates.loc[sorted(keys), "image_path"])
         if self.hold_out:
