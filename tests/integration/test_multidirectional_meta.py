@@ -205,6 +205,25 @@ def test_exports_and_checkpoint_agree(run, tmp_path):
     assert float(expected.pred_score.max()) > float(expected.pred_score.min())
 
 
+def test_perturbation_is_the_same_in_the_engine_and_exported(data_root, tmp_path):
+    model, data = tiny(odin=0.05), few(data_root)
+    trained_by = train(model, data, tmp_path, max_epochs=1)
+    trained_by.validate(model, datamodule=data, verbose=False)
+    assert 0 <= trained_by.test(model, datamodule=data, verbose=False)[0]["image_AUROC"] <= 1
+    predicted = torch.cat([batch.pred_score for batch in trained_by.predict(model, datamodule=data)])
+    assert bool(predicted.isfinite().all())
+    paths = data.test_data.samples.image_path.iloc[:3]
+    images = torch.stack([read_image(path, as_tensor=True) for path in paths])
+    expected = model.eval()(images).pred_score.detach()
+    assert torch.allclose(expected.ravel(), predicted[:3].ravel(), atol=1e-5)
+    exported = trained_by.export(model, ExportType.OPENVINO, export_root=tmp_path / "exported")  # by way of ONNX
+    compiled = ov.Core().compile_model(str(exported), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled([images.numpy()])["pred_score"]
+    model.model.network.odin = 0.0
+    plain = model(images).pred_score.detach().numpy()
+    assert np.abs(found.ravel() - expected.numpy().ravel()).max() < 1e-4 < np.abs(plain.ravel() - found.ravel()).max()
+
+
 @pytest.mark.parametrize(
     ("arguments", "level", "sentence"),
     [

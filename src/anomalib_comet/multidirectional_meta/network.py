@@ -229,10 +229,15 @@ class MultidirectionalNetwork(nn.Module):
         )
 
     def _perturbed(self, scaled: torch.Tensor) -> torch.Tensor:
-        """Return scaled features after one step that raises the confidence of "normal" (ODIN's correct sign)."""
-        with torch.enable_grad():
-            start = scaled.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self._full_margins(start).sum(), start)
+        """Return scaled features after one step that raises the confidence of "normal" (ODIN's correct sign).
+
+        Gradients are needed even where they are switched off; in inference mode, which anomalib's engine evaluates in,
+        tensors that were made in it have to be copied.
+        """
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            network = copy.deepcopy(self) if any(map(torch.is_inference, self.state_dict().values())) else self
+            start = scaled.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(network._full_margins(start).sum(), start)  # noqa: SLF001  # a copy's own
         return scaled + self.odin * slope.sign()
 
     @torch.no_grad()

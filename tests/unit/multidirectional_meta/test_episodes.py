@@ -173,6 +173,10 @@ def test_logarithm_of_a_score_is_that_of_the_distance(normals):
 def test_perturbation_raises_the_confidence_of_normal(normals):
     plain, perturbed = network(normals), network(normals, odin=0.05)
     assert (perturbed(normals) < plain(normals)).all()
+    with torch.inference_mode():  # as anomalib's engine evaluates, and with a network that was made in it
+        made_here = network(normals, odin=0.05)
+        assert torch.equal(perturbed(normals.clone()), perturbed(normals))
+        assert torch.equal(made_here(normals.clone()), perturbed(normals))
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         supervised (bool): Whether a supervised direction is added to a radial head's score where there is no
             encoder, weighted by how well it
             finds classes of labelled anomalies that are held out in turn (ours). Defaults to ``True``.
-        odin (float): Step of the input perturbation in units of scaled features, 0 for none; a model with it cannot be
-            exported. Defaults to ``0.0``.
+        odin (float): Step of the input perturbation in units of scaled features, 0 for none. Defaults to ``0.0``.
         inner_epochs (int): Passes over the normal samples in the inner phase of an episode. Defaults to ``1``.
         outer_epochs (int): Passes over them in its outer phase. Defaults to ``15``.
         batch_size (int): Normal samples in a step. Defaults to ``256``.
