@@ -79,10 +79,11 @@ def measure(model: MultidirectionalMeta, data: FewShotDataModule, held_out: str)
         labels.append(batch.gt_label[kept])
         masks.append(truth)
         features = torch.cat([model.model.features(image[None]) for image in images])
+        others = network.compared_scores(features)
         scores = {
             "model": network.logarithmic(network(features)),
-            "before the last outer phase": network.inner_scores(features),
-            "Mahalanobis": network.mahalanobis_scores(features).log(),
+            "before the last outer phase": others["inner"],
+            "Mahalanobis": others["mahalanobis"],
         }
         for name, values in scores.items():
             maps = model.model.anomaly_map(values, tuple(images.shape[-2:]))

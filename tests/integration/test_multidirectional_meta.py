@@ -10,7 +10,7 @@ import numpy as np
 import openvino as ov
 import pytest
 import torch
-from anomalib.data import Folder
+from anomalib.data import Folder, ImageBatch
 from anomalib.data.utils import read_image
 from anomalib.deploy import CompressionType, ExportType
 from anomalib.models import Supersimplenet
@@ -177,6 +177,18 @@ def test_a_second_fit_keeps_nothing_of_the_first_ones_images(data_root, tmp_path
     for part in ("scaling.matrix", "direction", "head.mean"):
         found = [model.model.network.state_dict()[part] for model in (twice, once)]
         assert torch.equal(*found), part
+
+
+def test_validation_pools_all_three_scores_alike():
+    """Before anything is learned they are the same score, whose top share of patches has the same mean."""
+    model = tiny(level="patch", top_share=0.3).eval()
+    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    network = model.model.network
+    network.fit_scaling(model.model.features(images[:4]).flatten(0, 2))
+    model.validation_step(ImageBatch(image=images, gt_label=torch.tensor([0, 0, 0, 0, 1, 1])))
+    ((_, score, inner, mahalanobis),) = model._validated
+    assert torch.allclose(inner, score, atol=1e-3)
+    assert torch.allclose(mahalanobis + np.log(len(network.direction)), score, atol=1e-3)
 
 
 def test_exports_and_checkpoint_agree(run, tmp_path):

@@ -219,14 +219,7 @@ class MultidirectionalNetwork(nn.Module):
         Args:
             scores: What :meth:`forward` returned.
         """
-        if not isinstance(self.head, RadialHead):
-            return scores
-        distances = self.head.mean + (self.head.bias + scores * self.temperature) / self.head.per_distance
-        # The supervised part may make a distance negative: below a tenth of the mean the logarithm goes on as a line.
-        floor = 0.1 * self.head.mean
-        return torch.where(
-            distances > floor, torch.maximum(distances, floor).log(), floor.log() + distances / floor - 1
-        )
+        return _logarithmic(scores * self.temperature, self.head) if isinstance(self.head, RadialHead) else scores
 
     def _perturbed(self, scaled: torch.Tensor) -> torch.Tensor:
         """Return scaled features after one step that raises the confidence of "normal" (ODIN's correct sign).
@@ -249,6 +242,22 @@ class MultidirectionalNetwork(nn.Module):
     def mahalanobis_scores(self, features: torch.Tensor) -> torch.Tensor:
         """Return the squared Mahalanobis distance to the normal samples over D, shape ``(...)``: no training at all."""
         return self.scaling(features).square().mean(dim=-1)
+
+    @torch.no_grad()
+    def compared_scores(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what a model's score is to be compared with, on the same scale, so that patches pool in the same way.
+
+        Args:
+            features: Shape ``(..., D)``.
+
+        Returns:
+            By name, shapes ``(...)``: ``inner``, :meth:`inner_scores` with the logarithm of their own head, and
+            ``mahalanobis``, the logarithm of :meth:`mahalanobis_scores`.
+        """
+        inner, distances = self.inner_scores(features), self.mahalanobis_scores(features)
+        if isinstance(self.inner_head, RadialHead):
+            inner = _logarithmic(inner, self.inner_head)
+        return {"inner": inner, "mahalanobis": distances.clamp(min=torch.finfo(distances.dtype).tiny).log()}
 
     @torch.no_grad()
     def spread(self, features: torch.Tensor) -> torch.Tensor:
@@ -320,6 +329,14 @@ class RadialHead(nn.Module):
     def penalty(self) -> torch.Tensor:
         """Return the mean square of what has been learned, which holds it near the Mahalanobis distance."""
         return self.log_weights.square().mean() + self.centre.square().mean()
+
+
+def _logarithmic(scores: torch.Tensor, head: RadialHead) -> torch.Tensor:
+    """Return the logarithms of the distances that negative margins ``-s`` of a radial head stand for."""
+    distances = head.mean + (head.bias + scores) / head.per_distance
+    # The supervised part may make a distance negative: below a tenth of the mean the logarithm goes on as a line.
+    floor = 0.1 * head.mean
+    return torch.where(distances > floor, torch.maximum(distances, floor).log(), floor.log() + distances / floor - 1)
 
 
 class Perceptron(nn.Module):

@@ -170,6 +170,23 @@ def test_logarithm_of_a_score_is_that_of_the_distance(normals):
     assert torch.equal(logits.logarithmic(scores), scores)
 
 
+def test_compared_scores_are_on_the_scale_of_the_model(normals):
+    made = network(normals).eval()
+    for name, shift in (("mahalanobis", torch.tensor(float(D)).log()), ("inner", torch.tensor(0.0))):
+        found = made.compared_scores(normals)[name] + shift
+        assert torch.allclose(found, made.logarithmic(made(normals)), atol=1e-3)  # nothing is learned yet
+    before = made.compared_scores(normals)["inner"]
+    with torch.no_grad():
+        for parameter in (*made.phi, made.log_temperature):
+            parameter.add_(0.3)
+    assert torch.equal(made.compared_scores(normals)["inner"], before)  # neither the new head nor its temperature
+    made.inner_head.load_state_dict(made.head.state_dict())
+    assert torch.allclose(made.compared_scores(normals)["inner"], made.logarithmic(made(normals)), atol=1e-3)
+    logits = network(normals, head="linear").eval()
+    assert torch.equal(logits.compared_scores(normals)["inner"], logits.inner_scores(normals))
+    assert bool(made.compared_scores(made.scaling.mean[None])["mahalanobis"].isfinite().all())
+
+
 def test_perturbation_raises_the_confidence_of_normal(normals):
     plain, perturbed = network(normals), network(normals, odin=0.05)
     assert (perturbed(normals) < plain(normals)).all()

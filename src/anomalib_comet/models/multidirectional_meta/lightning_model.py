@@ -329,9 +329,8 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         predictions = self.model.predictions(features, (batch.image.shape[-2], batch.image.shape[-1]))
         score = predictions.pred_score
         if batch.gt_label is not None and score is not None:
-            network = self.model.network
             with torch.autocast(features.device.type, enabled=False):
-                others = [network.inner_scores(features.float()), network.mahalanobis_scores(features.float())]
+                others = list(self.model.network.compared_scores(features.float()).values())
             if self.model.level == "patch":
                 others = [self.model.image_scores(scores) for scores in others]
             self._validated.append((batch.gt_label.cpu(), score.cpu(), *(other.cpu() for other in others)))
