@@ -217,14 +217,27 @@ def check_against(
         Draw: The manifest's draw.
 
     Raises:
-        ValueError: If it names an image that is no anomaly of this data set, or the number of normal training images
-            differs.
+        ValueError: If it names an image that is no anomaly of this data set, or is of another defect type in it or of a
+            type that the manifest holds out, or the number of normal training images differs.
     """
     anomalies = (*manifest.draw.pool, *manifest.draw.labelled)
     for anomaly in anomalies:
         if anomaly.key not in defect_types:
             msg = (
                 f"{source} names {anomaly.key!r}, which is no anomalous test or validation image below {folder}; "
+                "use it with the data set that it was written for."
+            )
+            raise ValueError(msg)
+        found = defect_types[anomaly.key]
+        if found in manifest.settings.held_out:
+            msg = (
+                f"{source} draws {anomaly.key!r}, which is of the type '{found}' that it holds out: repeat a manifest "
+                "as it was written, or draw anew without it."
+            )
+            raise ValueError(msg)
+        if found != anomaly.defect_type:
+            msg = (
+                f"{source} calls {anomaly.key!r} '{anomaly.defect_type}', and in {folder} it is of the type '{found}'; "
                 "use it with the data set that it was written for."
             )
             raise ValueError(msg)
