@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -72,6 +72,7 @@ class MultidirectionalNetwork(nn.Module):
             )
             raise ValueError(msg)
         self.odin = odin
+        self._arguments: tuple[Any, ...] = (n_features, encoder, head, tuple(hidden), dropout, odin, seed)
         self.scaling = FeatureScaling(n_features, "pca")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -93,6 +94,11 @@ class MultidirectionalNetwork(nn.Module):
         self.register_buffer("direction_std", torch.ones(()))
         # The decision surface as the last inner phase left it, earlier outer phases included.
         self.inner_head = copy.deepcopy(self.head).requires_grad_(requires_grad=False)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Forget what was fitted and learned: everything is as the seed made it, in the same tensors."""
+        self.load_state_dict(type(self)(*self._arguments).state_dict())
 
     @property
     def theta(self) -> list[nn.Parameter]:

@@ -255,8 +255,16 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         refuse_augmentations(self.trainer, "MultidirectionalMeta")
 
     def on_train_start(self) -> None:
-        """Compute the features of all training images, and fit the scaling to normal ones."""
+        """Compute the features of all training images, and fit the scaling to normal ones.
+
+        A fit that resumes nothing begins where a new model does, whatever this one was trained on before.
+        """
         super().on_train_start()
+        fresh = self.current_epoch == 0 and not self.trainer.ckpt_path
+        if fresh:
+            self.model.network.reset()
+            self.records = []
+            self._draws = 0
         training_set = TrainingSet(self)
         generator = torch.Generator().manual_seed(self.seed)  # the same patches after a resume
         with evaluating(self), self.trainer.precision_plugin.forward_context():
@@ -265,7 +273,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
             )
         self._warn_about(self._samples)
         network = self.model.network
-        if self.current_epoch == 0 or not bool(network.scaling.is_fitted):  # else a checkpoint has brought it
+        if fresh or not bool(network.scaling.is_fitted):  # else a checkpoint has brought it
             generator = torch.Generator().manual_seed(self.seed)
             direction = network.fit(
                 self._samples.normals, self._samples.anomalies, self.supervised, generator, self._samples.images
