@@ -18,6 +18,7 @@ from anomalib.models.image.supersimplenet import torch_model
 from PIL import Image
 
 from anomalib_comet.data import ContaminatedDataModule, FewShotDataModule, ProceduralSurfaces
+from anomalib_comet.guard import NonFiniteTrainingError
 from anomalib_comet.models import MultidirectionalMeta
 from anomalib_comet.post_processing import LabelFreePostProcessor
 from helpers.tiny import engine, identical, train, trained
@@ -260,6 +261,12 @@ def test_little_is_enough_and_said(arguments, level, sentence, data_root, tmp_pa
     train(model, data, tmp_path, max_epochs=1)
     assert sentence in caplog.text
     assert (model.records[0].outer_loss is None) == (arguments.get("shots") == 0)
+
+
+@pytest.mark.parametrize("pcgrad", [False, True])
+def test_training_that_diverges_is_stopped(pcgrad, data_root, tmp_path):
+    with pytest.raises(NonFiniteTrainingError, match=r"lower (the|learning) "):
+        train(tiny(lr=1e5, pcgrad=pcgrad), few(data_root), tmp_path)
 
 
 def test_thresholds_need_no_label(data_root, tmp_path):

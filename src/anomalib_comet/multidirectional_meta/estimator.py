@@ -57,6 +57,7 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
     Raises:
         ValueError: In ``fit``, if an argument is out of range, a feature is not finite, or there are fewer than two
             normal samples.
+        NonFiniteTrainingError: In ``fit``, if a learning rate is so large that a loss is no longer finite.
     """
 
     def __init__(

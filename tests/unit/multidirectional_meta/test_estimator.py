@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from anomalib_comet.guard import NonFiniteTrainingError
 from anomalib_comet.multidirectional_meta import MultidirectionalDetector
 
 FAST = {"episodes": 1, "inner_epochs": 1, "outer_epochs": 1}
@@ -80,6 +81,17 @@ def test_same_seed_same_scores_and_other_seed_other_scores(samples):
     assert np.array_equal(first.score_samples(features), clone(first).fit(features, labels).score_samples(features))
     other = clone(first).set_params(random_state=1).fit(features, labels)
     assert not np.allclose(first.score_samples(features), other.score_samples(features))
+
+
+@pytest.mark.parametrize("pcgrad", [False, True])
+@pytest.mark.parametrize("lr", [1e5, 1e20])
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.filterwarnings("ignore:There are no labelled anomalies")
+def test_training_that_diverges_says_so(samples, lr, pcgrad, labelled):
+    train, _, kinds = samples
+    features, labels = np.concatenate([train, kinds["dent"]]), [0] * 300 + [int(labelled)] * 60
+    with pytest.raises(NonFiniteTrainingError, match=r"no longer finite, .* a lower learning rate \(lr\)"):
+        MultidirectionalDetector(lr=lr, pcgrad=pcgrad).fit(features, labels)
 
 
 @pytest.mark.parametrize(
