@@ -3,6 +3,7 @@
 
 """MultidirectionalMeta through anomalib's engine: training, leaks, resuming, exports."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def data_root(tmp_path_factory):
 
 
 def few(root, **kwargs):
-    counts = {"n_train": 24, "n_test_normal": 6, "n_test_anomalous": 24, "n_val_normal": 2, "n_val_anomalous": 8}
+    counts = {"n_test_normal": 6, "n_test_anomalous": 24, "n_val_normal": 2, "n_val_anomalous": 8}
+    counts["n_train"] = kwargs.pop("n_train", 24)
     surfaces = ProceduralSurfaces(root, image_size=72, num_workers=0, severity=1.0, train_batch_size=8, **counts)
     return FewShotDataModule(surfaces, **{"shots": 2, "held_out": [HELD_OUT], **kwargs})
 
@@ -194,6 +196,31 @@ def test_validation_pools_all_three_scores_alike():
     assert torch.allclose(mahalanobis + np.log(len(network.direction)), score, atol=1e-3)
 
 
+def test_a_validation_that_was_broken_off_leaves_no_scores(data_root, tmp_path, monkeypatch):
+    model, data = tiny(), few(data_root)
+    trained_by = train(model, data, tmp_path, max_epochs=1)
+    step, kept = model.validation_step, []
+
+    def failing(*args, **kwargs):
+        step(*args, **kwargs)
+        msg = "broken off"
+        raise RuntimeError(msg)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "validation_step", failing)
+        with pytest.raises(RuntimeError, match="broken off"):
+            trained_by.validate(model, datamodule=data, verbose=False)
+    assert model._validated
+
+    def watching(*args, **kwargs):
+        kept.append(len(model._validated))
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(model, "validation_step", watching)
+    trained_by.validate(model, datamodule=data, verbose=False)
+    assert kept[0] == 0
+
+
 def test_exports_and_checkpoint_agree(run, tmp_path):
     model, data, trained_by, settings = run
     images = torch.stack([read_image(p, as_tensor=True) for p in data.test_data.samples.image_path.iloc[:3]])
@@ -243,7 +270,10 @@ def test_perturbation_is_the_same_in_the_engine_and_exported(data_root, tmp_path
     ("arguments", "level", "sentence"),
     [
         ({"shots": 0}, "image", "There are no labelled anomalies in the training set"),
-        ({"shots": 1}, "image", "One labelled anomaly says little of its type"),
+        ({"shots": 1}, "image", "One labelled anomaly says little of its type: fibre, hole, stain"),
+        ({"shots": 1}, "patch", "One labelled anomaly says little of its type: fibre, hole, stain"),
+        ({"shots": 1}, "image", "part of the score is left out: 2 types of at least 2 labelled anomalies each are"),
+        ({"n_train": 11}, "image", "part of the score is left out: 12 normal images are needed .* there are 11"),
         ({"held_out": ["scratch", "stain", "hole"]}, "image", "All labelled anomalies are of one type, 'fibre'"),
         ({"masks": False}, "patch", "have no mask: their patches that lie farthest"),
     ],
@@ -251,7 +281,7 @@ def test_perturbation_is_the_same_in_the_engine_and_exported(data_root, tmp_path
 def test_little_is_enough_and_said(arguments, level, sentence, data_root, tmp_path, caplog):
     arguments = dict(arguments)
     masks = arguments.pop("masks", True)
-    data = few(data_root, **arguments)
+    data = few(tmp_path / "few" if "n_train" in arguments else data_root, **arguments)
     data.prepare_data()
     data.setup()
     if not masks:
@@ -259,7 +289,7 @@ def test_little_is_enough_and_said(arguments, level, sentence, data_root, tmp_pa
         data.train_data.samples.attrs["task"] = "classification"
     model = tiny(level=level)
     train(model, data, tmp_path, max_epochs=1)
-    assert sentence in caplog.text
+    assert re.search(sentence, caplog.text)
     assert (model.records[0].outer_loss is None) == (arguments.get("shots") == 0)
 
 

@@ -159,12 +159,17 @@ class MultidirectionalNetwork(nn.Module):
         """
         self.fit_scaling(normals)
         self.direction.zero_()  # of an earlier fit
-        if not supervised or self.decoder is not None or not isinstance(self.head, RadialHead):
+        if not supervised or not self.takes_direction:
             return None
         direction = fit_direction(normals, anomalies, copy.deepcopy(self.scaling).cpu(), generator, images)
         if direction is not None:
             self.use_direction(direction)
         return direction
+
+    @property
+    def takes_direction(self) -> bool:
+        """Whether a supervised part can be added: to a radial head on whitened features themselves."""
+        return self.decoder is None and isinstance(self.head, RadialHead)
 
     @torch.no_grad()
     def use_direction(self, direction: Direction) -> None:

@@ -46,6 +46,7 @@ from anomalib_comet.multidirectional_meta import (
     make_optimizers,
     run_episode,
 )
+from anomalib_comet.multidirectional_meta.direction import too_little
 from anomalib_comet.training_set import TrainingSet, evaluating
 
 from .labelled_samples import Samples, collect, defect_types
@@ -267,7 +268,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
             self._draws = 0
         training_set = TrainingSet(self)
         generator = torch.Generator().manual_seed(self.seed)  # the same patches after a resume
-        with evaluating(self), self.trainer.precision_plugin.forward_context():
+        with evaluating(self):  # and without autocast
             self._samples = collect(
                 self.model, training_set.batches(), defect_types(training_set.table), self.train_patches, generator
             )
@@ -275,6 +276,11 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         network = self.model.network
         if fresh or not bool(network.scaling.is_fitted):  # else a checkpoint has brought it
             generator = torch.Generator().manual_seed(self.seed)
+            logger.info(
+                "%d normal samples of %d features are whitened; with many features that takes a while, the supervised "
+                "part's folds included.",
+                *self._samples.normals.shape,
+            )
             direction = network.fit(
                 self._samples.normals, self._samples.anomalies, self.supervised, generator, self._samples.images
             )
@@ -344,6 +350,11 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
             self._validated.append((batch.gt_label.cpu(), score.cpu(), *(other.cpu() for other in others)))
         return batch.update(**predictions._asdict())
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget what a validation that was broken off has left."""
+        super().on_validation_epoch_start()
+        self._validated = []
+
     def on_validation_epoch_end(self) -> None:
         """Log how well validation images are told apart by three scores, where there are images of both kinds.
 
@@ -365,7 +376,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
 
     def _warn_about(self, samples: Samples) -> None:
         """Say where the method is at less than its best."""
-        counts = {name: len(part) for name, part in samples.anomalies.items()}
+        counts = samples.labelled
         logger.info("%d normal samples; labelled anomalies: %s.", len(samples.normals), counts or "none")
         if not counts:
             logger.warning(
@@ -378,6 +389,9 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
                 "types profit less.",
                 next(iter(counts)),
             )
-        if self.model.level == "image" and counts and min(counts.values()) == 1:
-            few = sorted(name for name, count in counts.items() if count == 1)
+        few = sorted(name for name, count in counts.items() if count == 1)
+        if few:
             logger.warning("One labelled anomaly says little of its type: %s.", ", ".join(few))
+        missing = too_little(samples.anomalies, len(samples.images.unique()))
+        if counts and missing and self.supervised and self.model.network.takes_direction:
+            logger.warning("The supervised part of the score is left out: %s.", missing)
