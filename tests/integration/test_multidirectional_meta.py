@@ -334,8 +334,13 @@ def test_stock_model_that_reads_labels_trains_on_the_same_module(data_root, tmp_
         ({"level": "pixel"}, "level must be one of"),
         ({"pooling": "max"}, "pooling one of"),
         ({"patch_pool": 2}, "patch_pool must be odd"),
-        ({"lr": 0.0}, "lr must be above zero"),
-        ({"outer_epochs": 0}, "outer_epochs must be at least 1"),
+        ({"patch_pool": 2.5}, "patch_pool must be odd"),
+        ({"sigma": float("nan")}, "sigma be a number above zero"),
+        ({"lr": 0.0}, "lr must be a number above zero"),
+        ({"lr": float("nan")}, "lr must be a number above zero"),
+        ({"train_patches": 2.5}, "train_patches a whole number of at least 1, got 0.01 and 2.5"),
+        ({"outer_epochs": 0}, "outer_epochs must be a whole number of at least 1"),
+        ({"encoder": "mlp", "hidden": (8, 4, 2)}, "hidden must be two whole numbers"),
     ],
 )
 def test_bad_settings_are_refused(change, sentence):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sklearn.metrics import roc_auc_score
 
+from .arguments import is_number, is_whole
 from .losses import hardest_classes, inner_loss, outer_terms, without_conflicts
 
 if TYPE_CHECKING:
@@ -55,13 +56,14 @@ class EpisodeSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot work."""
-        for name in ("inner_epochs", "outer_epochs", "batch_size", "hardest"):
-            if getattr(self, name) < 1:
-                msg = f"{name} must be at least 1, got {getattr(self, name)}."
+        for name in ("inner_epochs", "outer_epochs", "batch_size", "hardest", "random"):
+            least = 0 if name == "random" else 1
+            if not is_whole(getattr(self, name), least):
+                msg = f"{name} must be a whole number of at least {least}, got {getattr(self, name)!r}."
                 raise ValueError(msg)
-        for name in ("alpha", "margin", "reconstruction", "temperature_penalty", "head_penalty", "random"):
-            if getattr(self, name) < 0:
-                msg = f"{name} must not be negative, got {getattr(self, name)}."
+        for name in ("alpha", "margin", "reconstruction", "temperature_penalty", "head_penalty"):
+            if not is_number(getattr(self, name)):
+                msg = f"{name} must be a number and not be negative, got {getattr(self, name)!r}."
                 raise ValueError(msg)
 
 

@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .arguments import is_number, is_whole
 from .episodes import EpisodeSettings, Stepper, make_optimizers, run_episode
 from .network import MultidirectionalNetwork
 
@@ -126,8 +127,11 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         if not 0 < self.contamination <= 0.5:  # noqa: PLR2004
             msg = f"contamination must lie in (0, 0.5], got {self.contamination}."
             raise ValueError(msg)
-        if self.episodes < 1 or self.lr <= 0:
-            msg = f"episodes must be at least 1 and lr above zero, got {self.episodes} and {self.lr}."
+        if not is_whole(self.episodes, 1) or not is_number(self.lr) or self.lr == 0:
+            msg = (
+                "episodes must be a whole number of at least 1 and lr a number above zero, "
+                f"got {self.episodes!r} and {self.lr!r}."
+            )
             raise ValueError(msg)
         # As they came: an array of another kind would make the texts "1" and "nan" of the label 1 and a missing one.
         labels = np.asarray([self.normal_label] * len(X) if y is None else y, dtype=object).ravel()
@@ -180,7 +184,7 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
             X.shape[1],
             self.encoder,
             self.head,
-            (int(self.hidden[0]), int(self.hidden[1])),
+            self.hidden,
             self.dropout,
             self.odin,
             seed,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from anomalib_comet.backbones import FeatureScaling
 
+from .arguments import is_number, is_whole
 from .direction import fit_direction
 from .losses import latent_spread, temperature
 
@@ -65,14 +67,16 @@ class MultidirectionalNetwork(nn.Module):
                 f"got '{encoder}' and '{head}'."
             )
             raise ValueError(msg)
-        if len(hidden) != 2 or min(hidden) < 1 or not 0 <= dropout < 1 or odin < 0:  # noqa: PLR2004
+        widths = tuple(hidden) if isinstance(hidden, Sequence) else ()
+        two = len(widths) == 2 and all(is_whole(width, 1) for width in widths)  # noqa: PLR2004
+        if not two or not is_number(dropout) or dropout >= 1 or not is_number(odin):
             msg = (
-                "hidden must be two whole numbers above zero, dropout lie in [0, 1) and odin not be negative, "
-                f"got {tuple(hidden)}, {dropout} and {odin}."
+                "hidden must be two whole numbers above zero, dropout lie in [0, 1) and odin be a number and not be "
+                f"negative, got {hidden!r}, {dropout!r} and {odin!r}."
             )
             raise ValueError(msg)
         self.odin = odin
-        self._arguments: tuple[Any, ...] = (n_features, encoder, head, tuple(hidden), dropout, odin, seed)
+        self._arguments: tuple[Any, ...] = (n_features, encoder, head, widths, dropout, odin, seed)
         self.scaling = FeatureScaling(n_features, "pca")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -201,14 +201,32 @@ def test_perturbation_raises_the_confidence_of_normal(normals):
     [
         ({"encoder": "cnn"}, "encoder must be one of"),
         ({"dropout": 1.0}, r"dropout lie in \[0, 1\)"),
-        ({"odin": -1.0}, "odin not be negative"),
+        ({"dropout": float("nan")}, r"dropout lie in \[0, 1\)"),
+        ({"odin": -1.0}, "odin be a number and not be negative"),
+        ({"odin": float("nan")}, "odin be a number and not be negative"),
+        ({"hidden": (8, 4, 2)}, r"hidden must be two whole numbers above zero, .* got \(8, 4, 2\)"),
+        ({"hidden": (8,)}, "hidden must be two whole numbers above zero"),
+        ({"hidden": 8}, "hidden must be two whole numbers above zero"),
     ],
 )
 def test_bad_settings_are_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         MultidirectionalNetwork(D, **change)
-    with pytest.raises(ValueError, match="outer_epochs must be at least 1, got 0"):
-        EpisodeSettings(outer_epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"outer_epochs": 0}, "outer_epochs must be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
+        ({"random": -1}, "random must be a whole number of at least 0, got -1"),
+        ({"alpha": float("nan")}, "alpha must be a number and not be negative, got nan"),
+        ({"margin": "1"}, "margin must be a number and not be negative, got '1'"),
+    ],
+)
+def test_bad_numbers_of_an_episode_are_refused(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        EpisodeSettings(**change)
 
 
 def test_scaling_needs_two_finite_samples(normals):

@@ -132,8 +132,10 @@ def test_training_that_diverges_says_so(samples, lr, pcgrad, labelled):
         ({"random_state": "1"}, None, "random_state must be a whole number, a numpy.random.RandomState or None"),
         ({}, [0] * 299, "300 samples and 299 labels"),
         ({"contamination": 0.6}, None, "contamination must lie in"),
-        ({"episodes": 0}, None, "episodes must be at least 1"),
-        ({"margin": -1.0}, None, "margin must not be negative"),
+        ({"episodes": 0}, None, "episodes must be a whole number of at least 1"),
+        ({"lr": float("nan")}, None, "lr a number above zero, got 20 and nan"),
+        ({"margin": -1.0}, None, "margin must be a number and not be negative"),
+        ({"encoder": "mlp", "hidden": (8.9, 4)}, None, r"hidden must be two whole numbers .*, got \(8.9, 4\)"),
     ],
 )
 def test_bad_input_is_one_sentence(samples, change, labels, sentence):

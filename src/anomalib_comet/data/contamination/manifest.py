@@ -61,7 +61,7 @@ def checked_settings(
 
     Raises:
         ValueError: If a value is out of range or two contradict each other.
-        TypeError: If ``held_out`` is a text or ``seed`` no whole number.
+        TypeError: If ``held_out`` is no list of texts or ``seed`` no whole number.
     """
     ratio = check_fraction("ratio", ratio)
     max_ratio = ratio if max_ratio is None else check_fraction("max_ratio", max_ratio)
@@ -74,9 +74,6 @@ def checked_settings(
     if labelled and shots:
         msg = f"Give labelled (in total) or shots (of each defect type), not both; got {labelled} and {shots}."
         raise ValueError(msg)
-    if isinstance(held_out, str):
-        msg = f"held_out must be a list of defect types, e.g. [{held_out}], got the text {held_out!r}."
-        raise TypeError(msg)
     if isinstance(seed, bool) or not isinstance(seed, int):
         msg = f"seed must be a whole number, got {seed!r}."
         raise TypeError(msg)
@@ -87,9 +84,28 @@ def checked_settings(
         seed=seed,
         labelled=check_count("labelled", labelled),
         shots=check_count("shots", shots),
-        held_out=tuple(sorted(set(held_out))),
+        held_out=checked_held_out(held_out),
         max_draw=check_fraction("max_draw", max_draw, zero=False),
     )
+
+
+def checked_held_out(held_out: Sequence[str]) -> tuple[str, ...]:
+    """Return held-out defect types without repetitions, sorted.
+
+    Args:
+        held_out (Sequence[str]): Names of defect types.
+
+    Raises:
+        TypeError: If it is a text, or holds something else than texts.
+    """
+    if isinstance(held_out, str):
+        msg = f"held_out must be a list of defect types, e.g. [{held_out}], got the text {held_out!r}."
+        raise TypeError(msg)
+    other = [name for name in held_out if not isinstance(name, str)]
+    if other:
+        msg = f"held_out must be a list of defect types as text, e.g. ['{other[0]}'], got {other[0]!r} in it."
+        raise TypeError(msg)
+    return tuple(sorted(set(held_out)))
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,13 @@ def warn_about_sets(datamodule: ContaminatedDataModule, splits: Splits) -> None:
             datamodule.test_split_mode.value,
         )
     if LabelName.UNKNOWN not in labels and LabelName.ABNORMAL not in labels:
-        logger.warning("All anomalies were drawn and none is left to test on; lower max_draw or the ratio.")
+        settings = datamodule.settings
+        levers = [name for name in ("shots", "labelled") if getattr(settings, name)]
+        levers += ["max_ratio" if settings.max_ratio > settings.ratio else "ratio"] if settings.max_ratio else []
+        if levers:
+            logger.warning("All anomalies were drawn and none is left to test on; lower %s.", " or ".join(levers))
+        else:
+            logger.warning("The test set has no anomalies, so AUROC means nothing.")
     samples = datamodule.train_data.samples
     evaluated = [dataset.samples["image_path"] for dataset in (splits.test, splits.val) if dataset is not None]
     shared = set(samples.loc[samples[frames.TRUE_DEFECT_TYPE] == "", "image_path"]) & set(pd.concat(evaluated))

@@ -46,6 +46,7 @@ from anomalib_comet.multidirectional_meta import (
     make_optimizers,
     run_episode,
 )
+from anomalib_comet.multidirectional_meta.arguments import is_number, is_whole
 from anomalib_comet.multidirectional_meta.direction import too_little
 from anomalib_comet.training_set import TrainingSet, evaluating
 
@@ -158,8 +159,11 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        if lr <= 0 or train_patches < 1:
-            msg = f"lr must be above zero and train_patches at least 1, got {lr} and {train_patches}."
+        if not is_number(lr) or lr == 0 or not is_whole(train_patches, 1):
+            msg = (
+                "lr must be a number above zero and train_patches a whole number of at least 1, "
+                f"got {lr!r} and {train_patches!r}."
+            )
             raise ValueError(msg)
         settings = EpisodeSettings(
             inner_epochs=inner_epochs,
@@ -193,7 +197,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
             top_share=top_share,
             encoder=encoder,
             head=head,
-            hidden=(int(hidden[0]), int(hidden[1])),
+            hidden=hidden,
             dropout=dropout,
             odin=odin,
             sigma=sigma,
