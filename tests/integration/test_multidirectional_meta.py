@@ -288,7 +288,9 @@ def test_little_is_enough_and_said(arguments, level, sentence, data_root, tmp_pa
         data.train_data.samples["mask_path"] = ""
         data.train_data.samples.attrs["task"] = "classification"
     model = tiny(level=level)
+    caplog.set_level("INFO", "anomalib_comet")
     train(model, data, tmp_path, max_epochs=1)
+    assert f"of {len(model.model.network.direction)} features are whitened" in caplog.text
     assert re.search(sentence, caplog.text)
     assert (model.records[0].outer_loss is None) == (arguments.get("shots") == 0)
 
