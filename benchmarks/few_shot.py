@@ -291,6 +291,8 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=Path("few_shot.csv"))
     parser.add_argument("--print", action="store_true", help="print the table of a CSV and end")
     arguments = parser.parse_args()
+    if arguments.print and not arguments.csv.exists():
+        parser.error(f"there is no {arguments.csv} to print: leave --print away to measure, or give another --csv")
     cells = pd.read_csv(arguments.csv) if arguments.csv.exists() else pd.DataFrame(columns=KEYS)
     if not arguments.print:
         data = load(arguments)

@@ -7,9 +7,9 @@
     python benchmarks/few_shot_maps.py --csv maps.csv --print
 
 Magnetic tiles in MVTec-style folders. Every defect type is held out in turn; ``shots`` images of each other type are
-labelled, with their masks. Three scores of the same patches of the same trained model: the model's, that before the
-last outer phase, and the Mahalanobis distance, for which no label was used. Tested: normal images and the unseen type.
-Last episode, no choice by test labels. Cells that are in the CSV already are not repeated.
+labelled, with their masks. Three scores of the same patches of the same trained model, all logarithms of distances: the
+model's, that before the last outer phase, and the Mahalanobis distance, for which no label was used. Tested: normal
+images and the unseen type. Last episode, no choice by test labels. Cells that are in the CSV already are not repeated.
 """
 
 from __future__ import annotations
@@ -79,10 +79,11 @@ def measure(model: MultidirectionalMeta, data: FewShotDataModule, held_out: str)
         labels.append(batch.gt_label[kept])
         masks.append(truth)
         features = torch.cat([model.model.features(image[None]) for image in images])
+        others = network.compared_scores(features)
         scores = {
             "model": network.logarithmic(network(features)),
-            "before the last outer phase": network.inner_scores(features),
-            "Mahalanobis": network.mahalanobis_scores(features).log(),
+            "before the last outer phase": others["inner"],
+            "Mahalanobis": others["mahalanobis"],
         }
         for name, values in scores.items():
             maps = model.model.anomaly_map(values, tuple(images.shape[-2:]))
@@ -99,6 +100,13 @@ def measure(model: MultidirectionalMeta, data: FewShotDataModule, held_out: str)
     return result
 
 
+def table(cells: pd.DataFrame) -> str:
+    """Return mean and, over seeds, standard deviation of each score by shots and batch size."""
+    groups = ["shots", "batch_size", "score"]
+    by_seed = cells.groupby([*groups, "seed"])[VALUES].mean()
+    return by_seed.groupby(groups).agg(["mean", "std", "size"]).round(3).to_string()
+
+
 def main() -> None:
     """Measure what is missing and write the CSV after every training."""
     warnings.simplefilter("ignore")
@@ -111,6 +119,8 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=Path("few_shot_maps.csv"))
     parser.add_argument("--print", action="store_true", help="print the table of a CSV and end")
     arguments = parser.parse_args()
+    if arguments.print and not arguments.csv.exists():
+        parser.error(f"there is no {arguments.csv} to print: leave --print away to measure, or give another --csv")
     cells = pd.read_csv(arguments.csv) if arguments.csv.exists() else pd.DataFrame(columns=[*KEYS, *VALUES])
     known = set(map(tuple, cells[KEYS[:4]].itertuples(index=False)))
     for seed in [] if arguments.print else arguments.seeds:
@@ -134,8 +144,7 @@ def main() -> None:
             cells = pd.concat([cells, pd.DataFrame(rows)], ignore_index=True)
             cells.to_csv(arguments.csv, index=False)
             print(pd.DataFrame(rows).to_string(index=False), flush=True)
-    by_seed = cells.groupby(["shots", "score", "seed"])[VALUES].mean()
-    print(by_seed.groupby(["shots", "score"]).agg(["mean", "std", "size"]).round(3).to_string())
+    print(table(cells))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ class FewShotDataModule(ContaminatedDataModule):
     ``held_out`` type enters training or validation. With a ``ratio`` above zero, hidden anomalies, labelled normal,
     come on top of the labelled ones. Each ``fit`` writes the draw to ``contamination.json`` in the run's folder.
 
-    Models that read labels use them (``MultidirectionalMeta``, anomalib's SuperSimpleNet); others would
-    take labelled anomalies for normal images.
+    Models that read labels use them (``MultidirectionalMeta``, anomalib's SuperSimpleNet and UniNet); others would take
+    labelled anomalies for normal images.
 
     Args:
         datamodule (AnomalibDataModule | dict[str, Any]): Data module to draw from, or its ``class_path`` and

@@ -35,6 +35,9 @@ FOLDS = 4
 SMALLEST_CLASS = 2
 """Samples that a class needs to be held out: one alone does not say how well its class is found."""
 
+SMALLEST_COUNT = 2
+"""Classes to hold out, without which nothing says how well an unknown one is found."""
+
 MAX_SAMPLES = 20_000
 """Normal samples used, at most."""
 
@@ -47,7 +50,7 @@ class Direction:
         weights: Shape ``(D,)``; its product with scaled features is to be added to a distance in units of ``std``.
         share: Weight of the supervised part, one of :data:`SHARES`: the smallest that is as good as the best.
         std: Standard deviation of the squared Mahalanobis distance over normal samples that it was not fitted to.
-        auroc: Mean AUROC on held-out classes by share, empty with fewer than two classes.
+        auroc: Mean AUROC on held-out classes by share.
     """
 
     weights: torch.Tensor
@@ -74,14 +77,13 @@ def fit_direction(
             together. Defaults to ``None``, an image a sample.
 
     Returns:
-        The direction, or ``None`` where there is too little to hold out: fewer than two classes of at least
-        :data:`SMALLEST_CLASS` samples, or than three normal images a fold.
+        The direction, or ``None`` where there is too little to hold out, see :func:`too_little`.
     """
     members = torch.arange(len(normals)) if images is None else images.unique(return_inverse=True)[1]
     n_images = int(members.max()) + 1
-    held = [name for name, part in anomalies.items() if len(part) >= SMALLEST_CLASS]
-    if len(held) < 2 or n_images < 3 * FOLDS:  # noqa: PLR2004
+    if too_little(anomalies, n_images):
         return None
+    held = _held_out(anomalies)
     order = torch.randperm(len(normals), generator=generator)[:MAX_SAMPLES]
     fold_of = torch.randperm(n_images, generator=generator)[members[order]] % FOLDS
     aurocs: list[list[float]] = []  # fold by fold, and in a fold class by class
@@ -117,6 +119,29 @@ def fit_direction(
     )
 
 
+def too_little(anomalies: Mapping[str, torch.Tensor], n_images: int) -> str:
+    """Return what is missing for a supervised part whose share can be measured, an empty text if nothing is.
+
+    Args:
+        anomalies: Features of labelled anomalies by class, shapes ``(A_c, D)``.
+        n_images: Number of normal images.
+
+    Example:
+        >>> too_little({"scratch": torch.zeros(5, 2)}, 100)
+        '2 types of at least 2 labelled anomalies each are needed to hold one out, there is 1'
+    """
+    missing = []
+    count = len(_held_out(anomalies))
+    if count < SMALLEST_COUNT:
+        missing.append(
+            f"{SMALLEST_COUNT} types of at least {SMALLEST_CLASS} labelled anomalies each are needed to hold one out, "
+            f"there {'is' if count == 1 else 'are'} {count}"
+        )
+    if n_images < 3 * FOLDS:
+        missing.append(f"{3 * FOLDS} normal images are needed to hold a quarter of them out, there are {n_images}")
+    return ", and ".join(missing)
+
+
 def smallest_as_good(values: np.ndarray) -> int:
     """Return the first column whose mean is within a standard error of the best column's, row by row.
 
@@ -134,6 +159,11 @@ def smallest_as_good(values: np.ndarray) -> int:
     behind = values[:, [best]] - values
     error = behind.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros(values.shape[1])
     return int((behind.mean(axis=0) <= error).argmax())
+
+
+def _held_out(anomalies: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the classes that are held out in turn."""
+    return [name for name, part in anomalies.items() if len(part) >= SMALLEST_CLASS]
 
 
 def _auroc(normal: torch.Tensor, anomalous: torch.Tensor) -> float:

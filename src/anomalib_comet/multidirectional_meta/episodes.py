@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sklearn.metrics import roc_auc_score
 
+from .arguments import is_number, is_whole
 from .losses import hardest_classes, inner_loss, outer_terms, without_conflicts
 
 if TYPE_CHECKING:
@@ -55,13 +56,14 @@ class EpisodeSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot work."""
-        for name in ("inner_epochs", "outer_epochs", "batch_size", "hardest"):
-            if getattr(self, name) < 1:
-                msg = f"{name} must be at least 1, got {getattr(self, name)}."
+        for name in ("inner_epochs", "outer_epochs", "batch_size", "hardest", "random"):
+            least = 0 if name == "random" else 1
+            if not is_whole(getattr(self, name), least):
+                msg = f"{name} must be a whole number of at least {least}, got {getattr(self, name)!r}."
                 raise ValueError(msg)
-        for name in ("alpha", "margin", "reconstruction", "temperature_penalty", "head_penalty", "random"):
-            if getattr(self, name) < 0:
-                msg = f"{name} must not be negative, got {getattr(self, name)}."
+        for name in ("alpha", "margin", "reconstruction", "temperature_penalty", "head_penalty"):
+            if not is_number(getattr(self, name)):
+                msg = f"{name} must be a number and not be negative, got {getattr(self, name)!r}."
                 raise ValueError(msg)
 
 
@@ -135,6 +137,9 @@ def run_episode(
 
     Returns:
         What it was like.
+
+    Raises:
+        NonFiniteTrainingError: If a loss, or a score afterwards, is not finite.
     """
     with _dropout_from(generator):
         losses = inner_phase(network, normals, settings, stepper, generator)
@@ -148,13 +153,17 @@ def run_episode(
         classes = hardest_classes(confidences, generator, settings.hardest, settings.random)
         outer = outer_phase(network, normals, [anomalies[name] for name in classes], settings, stepper, generator)
     network.eval()
+    features = torch.cat([normals, *anomalies.values()])
+    with torch.no_grad():
+        scores = network(features)
+    _refuse_non_finite(scores, "score of a training sample")
     return Record(
         inner_loss=losses,
         outer_loss=outer,
         classes=classes,
         temperature=network.temperature.item(),
         spread=float(network.spread(normals)),
-        auroc=_training_auroc(network, normals, anomalies) if anomalies else {},
+        auroc=_training_auroc(network, features, scores, len(normals)) if anomalies else {},
     )
 
 
@@ -192,6 +201,7 @@ def inner_phase(
                 loss = loss + settings.reconstruction * (network.decoder(latents) - target).square().mean()
             stepper.inner.zero_grad()
             stepper.backward(loss)
+            _refuse_non_finite(loss, "loss of the inner phase")
             stepper.inner.step()
             losses.append(float(loss.detach()))
     return sum(losses) / len(losses)
@@ -236,13 +246,15 @@ def outer_phase(
             )
             bound = settings.temperature_penalty * network.log_temperature.square()
             bound = bound + settings.head_penalty * network.head.penalty()
+            loss = torch.stack(terms).sum() + bound
             stepper.outer.zero_grad()
+            if not settings.pcgrad:
+                stepper.backward(loss)
+            _refuse_non_finite(loss, "loss of the outer phase")  # past a trainer's own guard, which says more
             if settings.pcgrad:
                 _set_gradients(parameters, terms, bound, generator)
-            else:
-                stepper.backward(torch.stack(terms).sum() + bound)
             stepper.outer.step()
-            losses.append(float((torch.stack(terms).sum() + bound).detach()))
+            losses.append(float(loss.detach()))
     return sum(losses) / len(losses)
 
 
@@ -280,15 +292,24 @@ def _dropout_from(generator: torch.Generator) -> Iterator[None]:
         yield
 
 
+def _refuse_non_finite(values: torch.Tensor, what: str) -> None:
+    """Refuse losses and scores that are not finite, before scikit-learn does without saying what they are."""
+    if bool(values.isfinite().all()):
+        return
+    from anomalib_comet.guard import NonFiniteTrainingError  # noqa: PLC0415  # arrays alone need no trainer
+
+    msg = f"A {what} is no longer finite, and training has stopped: a lower learning rate (lr) helps most often."
+    raise NonFiniteTrainingError(msg)
+
+
 @torch.no_grad()
 def _training_auroc(
-    network: MultidirectionalNetwork, normals: torch.Tensor, anomalies: Mapping[str, torch.Tensor]
+    network: MultidirectionalNetwork, features: torch.Tensor, scores: torch.Tensor, n_normal: int
 ) -> dict[str, float]:
-    features = torch.cat([normals, *anomalies.values()])
-    labels = [0] * len(normals) + [1] * (len(features) - len(normals))
-    scores = {
-        "model": network(features),
+    labels = [0] * n_normal + [1] * (len(features) - n_normal)
+    found = {
+        "model": scores,
         "inner": network.inner_scores(features),
         "mahalanobis": network.mahalanobis_scores(features),
     }
-    return {name: float(roc_auc_score(labels, value.float().cpu().numpy())) for name, value in scores.items()}
+    return {name: float(roc_auc_score(labels, value.float().cpu().numpy())) for name, value in found.items()}

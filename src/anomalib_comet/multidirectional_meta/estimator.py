@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import warnings
+from numbers import Integral
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .arguments import is_number, is_whole
 from .episodes import EpisodeSettings, Stepper, make_optimizers, run_episode
 from .network import MultidirectionalNetwork
 
@@ -45,7 +49,8 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         normal_label: Label of normal samples; every other label is a class of anomalies. Defaults to ``0``.
         contamination: Share of the normal training samples that ``predict`` calls anomalous, in (0, 0.5]. Defaults to
             ``0.01``.
-        random_state: Seed of everything. Defaults to ``0``.
+        random_state: Seed of everything: a whole number, a :class:`numpy.random.RandomState` to draw it from, or
+            ``None`` for another one in each ``fit``. Defaults to ``0``.
 
     Attributes:
         network_: The trained :class:`MultidirectionalNetwork`.
@@ -57,6 +62,7 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
     Raises:
         ValueError: In ``fit``, if an argument is out of range, a feature is not finite, or there are fewer than two
             normal samples.
+        NonFiniteTrainingError: In ``fit``, if a learning rate is so large that a loss is no longer finite.
     """
 
     def __init__(
@@ -80,7 +86,7 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         pcgrad: bool = False,
         normal_label: Any = 0,
         contamination: float = 0.01,
-        random_state: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.encoder = encoder
         self.head = head
@@ -121,15 +127,22 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
         if not 0 < self.contamination <= 0.5:  # noqa: PLR2004
             msg = f"contamination must lie in (0, 0.5], got {self.contamination}."
             raise ValueError(msg)
-        if self.episodes < 1 or self.lr <= 0:
-            msg = f"episodes must be at least 1 and lr above zero, got {self.episodes} and {self.lr}."
+        if not is_whole(self.episodes, 1) or not is_number(self.lr) or self.lr == 0:
+            msg = (
+                "episodes must be a whole number of at least 1 and lr a number above zero, "
+                f"got {self.episodes!r} and {self.lr!r}."
+            )
             raise ValueError(msg)
-        labels = np.full(len(X), self.normal_label) if y is None else np.asarray(y).ravel()
+        # As they came: an array of another kind would make the texts "1" and "nan" of the label 1 and a missing one.
+        labels = np.asarray([self.normal_label] * len(X) if y is None else y, dtype=object).ravel()
         if len(labels) != len(X):
             msg = f"There are {len(X)} samples and {len(labels)} labels; each sample needs one."
             raise ValueError(msg)
-        if labels.dtype.kind == "f" and np.isnan(labels).any():
-            msg = f"A label is NaN; give samples that nobody labelled the label {self.normal_label!r} (normal_label)."
+        if pd.isna(labels).any():
+            msg = (
+                "A label is missing (NaN or None); give samples that nobody labelled the label "
+                f"{self.normal_label!r} (normal_label)."
+            )
             raise ValueError(msg)
         normal = labels == self.normal_label
         if normal.sum() < 2:  # noqa: PLR2004
@@ -148,7 +161,13 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
             )
         features = torch.from_numpy(np.ascontiguousarray(X))
         normals = features[torch.from_numpy(normal)]
-        anomalies = {str(name): features[torch.from_numpy(labels == name)] for name in self.anomaly_classes_}
+        names = [str(label) for label in self.anomaly_classes_]
+        if len(set(names)) < len(names):  # the label 1 and the label "1"
+            names = [f"{k}: {label!r}" for k, label in enumerate(self.anomaly_classes_)]
+        anomalies = {
+            name: features[torch.from_numpy(labels == label)]
+            for name, label in zip(names, self.anomaly_classes_, strict=True)
+        }
         settings = EpisodeSettings(
             inner_epochs=self.inner_epochs,
             outer_epochs=self.outer_epochs,
@@ -160,17 +179,18 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
             head_penalty=self.head_penalty,
             pcgrad=self.pcgrad,
         )
+        seed = _seed_from(self.random_state)
         self.network_ = MultidirectionalNetwork(
             X.shape[1],
             self.encoder,
             self.head,
-            (int(self.hidden[0]), int(self.hidden[1])),
+            self.hidden,
             self.dropout,
             self.odin,
-            self.random_state,
+            seed,
         )
         stepper = Stepper(*make_optimizers(self.network_, self.lr))
-        generator = torch.Generator().manual_seed(self.random_state)
+        generator = torch.Generator().manual_seed(seed)
         self.direction_ = self.network_.fit(normals, anomalies, self.supervised, generator)
         self.records_ = [
             run_episode(self.network_, normals, anomalies, settings, stepper, generator) for _ in range(self.episodes)
@@ -215,3 +235,13 @@ class MultidirectionalDetector(OutlierMixin, BaseEstimator):
     def _scores(self, X: np.ndarray) -> np.ndarray:  # noqa: N803
 
         return -self.network_(torch.from_numpy(np.ascontiguousarray(X)).double()).numpy()
+
+
+def _seed_from(random_state: int | np.random.RandomState | None) -> int:
+    """Return a seed from what scikit-learn's users call a random state."""
+    if isinstance(random_state, Integral) and not isinstance(random_state, bool):
+        return int(random_state)
+    if random_state is None or isinstance(random_state, np.random.RandomState):
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    msg = f"random_state must be a whole number, a numpy.random.RandomState or None, got {random_state!r}."
+    raise ValueError(msg)

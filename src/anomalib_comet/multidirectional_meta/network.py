@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from anomalib_comet.backbones import FeatureScaling
 
+from .arguments import is_number, is_whole
 from .direction import fit_direction
 from .losses import latent_spread, temperature
 
@@ -65,13 +67,16 @@ class MultidirectionalNetwork(nn.Module):
                 f"got '{encoder}' and '{head}'."
             )
             raise ValueError(msg)
-        if len(hidden) != 2 or min(hidden) < 1 or not 0 <= dropout < 1 or odin < 0:  # noqa: PLR2004
+        widths = tuple(hidden) if isinstance(hidden, Sequence) else ()
+        two = len(widths) == 2 and all(is_whole(width, 1) for width in widths)  # noqa: PLR2004
+        if not two or not is_number(dropout) or dropout >= 1 or not is_number(odin):
             msg = (
-                "hidden must be two whole numbers above zero, dropout lie in [0, 1) and odin not be negative, "
-                f"got {tuple(hidden)}, {dropout} and {odin}."
+                "hidden must be two whole numbers above zero, dropout lie in [0, 1) and odin be a number and not be "
+                f"negative, got {hidden!r}, {dropout!r} and {odin!r}."
             )
             raise ValueError(msg)
         self.odin = odin
+        self._arguments: tuple[Any, ...] = (n_features, encoder, head, widths, dropout, odin, seed)
         self.scaling = FeatureScaling(n_features, "pca")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -93,6 +98,11 @@ class MultidirectionalNetwork(nn.Module):
         self.register_buffer("direction_std", torch.ones(()))
         # The decision surface as the last inner phase left it, earlier outer phases included.
         self.inner_head = copy.deepcopy(self.head).requires_grad_(requires_grad=False)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Forget what was fitted and learned: everything is as the seed made it, in the same tensors."""
+        self.load_state_dict(type(self)(*self._arguments).state_dict())
 
     @property
     def theta(self) -> list[nn.Parameter]:
@@ -153,12 +163,17 @@ class MultidirectionalNetwork(nn.Module):
         """
         self.fit_scaling(normals)
         self.direction.zero_()  # of an earlier fit
-        if not supervised or self.decoder is not None or not isinstance(self.head, RadialHead):
+        if not supervised or not self.takes_direction:
             return None
         direction = fit_direction(normals, anomalies, copy.deepcopy(self.scaling).cpu(), generator, images)
         if direction is not None:
             self.use_direction(direction)
         return direction
+
+    @property
+    def takes_direction(self) -> bool:
+        """Whether a supervised part can be added: to a radial head on whitened features themselves."""
+        return self.decoder is None and isinstance(self.head, RadialHead)
 
     @torch.no_grad()
     def use_direction(self, direction: Direction) -> None:
@@ -219,20 +234,18 @@ class MultidirectionalNetwork(nn.Module):
         Args:
             scores: What :meth:`forward` returned.
         """
-        if not isinstance(self.head, RadialHead):
-            return scores
-        distances = self.head.mean + (self.head.bias + scores * self.temperature) / self.head.per_distance
-        # The supervised part may make a distance negative: below a tenth of the mean the logarithm goes on as a line.
-        floor = 0.1 * self.head.mean
-        return torch.where(
-            distances > floor, torch.maximum(distances, floor).log(), floor.log() + distances / floor - 1
-        )
+        return _logarithmic(scores * self.temperature, self.head) if isinstance(self.head, RadialHead) else scores
 
     def _perturbed(self, scaled: torch.Tensor) -> torch.Tensor:
-        """Return scaled features after one step that raises the confidence of "normal" (ODIN's correct sign)."""
-        with torch.enable_grad():
-            start = scaled.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self._full_margins(start).sum(), start)
+        """Return scaled features after one step that raises the confidence of "normal" (ODIN's correct sign).
+
+        Gradients are needed even where they are switched off; in inference mode, which anomalib's engine evaluates in,
+        tensors that were made in it have to be copied.
+        """
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            network = copy.deepcopy(self) if any(map(torch.is_inference, self.state_dict().values())) else self
+            start = scaled.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(network._full_margins(start).sum(), start)  # noqa: SLF001  # a copy's own
         return scaled + self.odin * slope.sign()
 
     @torch.no_grad()
@@ -244,6 +257,22 @@ class MultidirectionalNetwork(nn.Module):
     def mahalanobis_scores(self, features: torch.Tensor) -> torch.Tensor:
         """Return the squared Mahalanobis distance to the normal samples over D, shape ``(...)``: no training at all."""
         return self.scaling(features).square().mean(dim=-1)
+
+    @torch.no_grad()
+    def compared_scores(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what a model's score is to be compared with, on the same scale, so that patches pool in the same way.
+
+        Args:
+            features: Shape ``(..., D)``.
+
+        Returns:
+            By name, shapes ``(...)``: ``inner``, :meth:`inner_scores` with the logarithm of their own head, and
+            ``mahalanobis``, the logarithm of :meth:`mahalanobis_scores`.
+        """
+        inner, distances = self.inner_scores(features), self.mahalanobis_scores(features)
+        if isinstance(self.inner_head, RadialHead):
+            inner = _logarithmic(inner, self.inner_head)
+        return {"inner": inner, "mahalanobis": distances.clamp(min=torch.finfo(distances.dtype).tiny).log()}
 
     @torch.no_grad()
     def spread(self, features: torch.Tensor) -> torch.Tensor:
@@ -315,6 +344,14 @@ class RadialHead(nn.Module):
     def penalty(self) -> torch.Tensor:
         """Return the mean square of what has been learned, which holds it near the Mahalanobis distance."""
         return self.log_weights.square().mean() + self.centre.square().mean()
+
+
+def _logarithmic(scores: torch.Tensor, head: RadialHead) -> torch.Tensor:
+    """Return the logarithms of the distances that negative margins ``-s`` of a radial head stand for."""
+    distances = head.mean + (head.bias + scores) / head.per_distance
+    # The supervised part may make a distance negative: below a tenth of the mean the logarithm goes on as a line.
+    floor = 0.1 * head.mean
+    return torch.where(distances > floor, torch.maximum(distances, floor).log(), floor.log() + distances / floor - 1)
 
 
 class Perceptron(nn.Module):

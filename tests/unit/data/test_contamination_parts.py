@@ -5,6 +5,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -200,6 +201,11 @@ def test_manifests_of_other_data_are_refused(tmp_path):
     manifest = Manifest(SETTINGS, 10, DRAW)
     with pytest.raises(ValueError, match=r"'test/b/1\.png', which is no anomalous test or validation image"):
         check_against(manifest, {"test/cut/0.png": "cut"}, 10, tmp_path, tmp_path / "m.json")
+    with pytest.raises(ValueError, match=r"calls 'test/b/1\.png' 'b', and in .* it is of the type 'cut'"):
+        check_against(manifest, TYPES | {"test/b/1.png": "cut"}, 10, tmp_path, tmp_path / "m.json")
+    held_out = replace(manifest, settings=replace(SETTINGS, held_out=("b",)))
+    with pytest.raises(ValueError, match=r"draws 'test/b/1\.png', which is of the type 'b' that it holds out"):
+        check_against(held_out, TYPES, 10, tmp_path, tmp_path / "m.json")
     with pytest.raises(ValueError, match="written for 10 normal training images, this data set has 11"):
         check_against(manifest, TYPES, 11, tmp_path, tmp_path / "m.json")
 

@@ -111,10 +111,26 @@ def test_mistakes_are_said_in_one_sentence(surfaces):
         ContaminatedDataModule(surfaces(), labelled=3, shots=1)
     with pytest.raises(TypeError, match=r"held_out must be a list of defect types, e.g. \[scratch\]"):
         FewShotDataModule(surfaces(), held_out="scratch")
+    with pytest.raises(TypeError, match=r"list of defect types as text, e.g. \['1'\], got 1 in it"):
+        FewShotDataModule(surfaces(), held_out=["scratch", 1])
     data = FewShotDataModule(surfaces(), held_out=["scrath"])
     data.prepare_data()
     with pytest.raises(ValueError, match=r"held_out names \['scrath'\], but .* has the defect types \[.*'scratch'"):
         data.setup()
+
+
+def test_messages_name_what_the_module_has(surfaces, caplog):
+    types = {f"{kind}/{number}": kind for kind in "abcd" for number in range(13)}
+    known = r"8 with labels, 2 shots of 4 types\); shots can be at most 1, or set max_draw to at least 0\.1539"
+    with pytest.raises(ValueError, match=known):
+        plan_draw(types, 10, ratio=0.0, shots=2, max_draw=0.1)
+    assert len(plan_draw(types, 10, ratio=0.0, shots=2, max_draw=0.1539).labelled) == 8
+    with pytest.raises(ValueError, match=r"3 shots of 4 types\); set max_draw to at least 0\.2308"):
+        plan_draw(types, 10, ratio=0.0, shots=3, max_draw=0.05)
+    data = FewShotDataModule(surfaces(), shots=13)
+    data.prepare_data()
+    data.setup()
+    assert "none is left to test on; lower shots." in caplog.text
 
 
 def test_types_with_and_without_masks_are_read_alike(tmp_path, caplog):

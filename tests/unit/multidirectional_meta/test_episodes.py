@@ -170,9 +170,30 @@ def test_logarithm_of_a_score_is_that_of_the_distance(normals):
     assert torch.equal(logits.logarithmic(scores), scores)
 
 
+def test_compared_scores_are_on_the_scale_of_the_model(normals):
+    made = network(normals).eval()
+    for name, shift in (("mahalanobis", torch.tensor(float(D)).log()), ("inner", torch.tensor(0.0))):
+        found = made.compared_scores(normals)[name] + shift
+        assert torch.allclose(found, made.logarithmic(made(normals)), atol=1e-3)  # nothing is learned yet
+    before = made.compared_scores(normals)["inner"]
+    with torch.no_grad():
+        for parameter in (*made.phi, made.log_temperature):
+            parameter.add_(0.3)
+    assert torch.equal(made.compared_scores(normals)["inner"], before)  # neither the new head nor its temperature
+    made.inner_head.load_state_dict(made.head.state_dict())
+    assert torch.allclose(made.compared_scores(normals)["inner"], made.logarithmic(made(normals)), atol=1e-3)
+    logits = network(normals, head="linear").eval()
+    assert torch.equal(logits.compared_scores(normals)["inner"], logits.inner_scores(normals))
+    assert bool(made.compared_scores(made.scaling.mean[None])["mahalanobis"].isfinite().all())
+
+
 def test_perturbation_raises_the_confidence_of_normal(normals):
     plain, perturbed = network(normals), network(normals, odin=0.05)
     assert (perturbed(normals) < plain(normals)).all()
+    with torch.inference_mode():  # as anomalib's engine evaluates, and with a network that was made in it
+        made_here = network(normals, odin=0.05)
+        assert torch.equal(perturbed(normals.clone()), perturbed(normals))
+        assert torch.equal(made_here(normals.clone()), perturbed(normals))
 
 
 @pytest.mark.parametrize(
@@ -180,14 +201,32 @@ def test_perturbation_raises_the_confidence_of_normal(normals):
     [
         ({"encoder": "cnn"}, "encoder must be one of"),
         ({"dropout": 1.0}, r"dropout lie in \[0, 1\)"),
-        ({"odin": -1.0}, "odin not be negative"),
+        ({"dropout": float("nan")}, r"dropout lie in \[0, 1\)"),
+        ({"odin": -1.0}, "odin be a number and not be negative"),
+        ({"odin": float("nan")}, "odin be a number and not be negative"),
+        ({"hidden": (8, 4, 2)}, r"hidden must be two whole numbers above zero, .* got \(8, 4, 2\)"),
+        ({"hidden": (8,)}, "hidden must be two whole numbers above zero"),
+        ({"hidden": 8}, "hidden must be two whole numbers above zero"),
     ],
 )
 def test_bad_settings_are_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         MultidirectionalNetwork(D, **change)
-    with pytest.raises(ValueError, match="outer_epochs must be at least 1, got 0"):
-        EpisodeSettings(outer_epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"outer_epochs": 0}, "outer_epochs must be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
+        ({"random": -1}, "random must be a whole number of at least 0, got -1"),
+        ({"alpha": float("nan")}, "alpha must be a number and not be negative, got nan"),
+        ({"margin": "1"}, "margin must be a number and not be negative, got '1'"),
+    ],
+)
+def test_bad_numbers_of_an_episode_are_refused(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        EpisodeSettings(**change)
 
 
 def test_scaling_needs_two_finite_samples(normals):

@@ -6,12 +6,14 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from anomalib_comet.guard import NonFiniteTrainingError
 from anomalib_comet.multidirectional_meta import MultidirectionalDetector
 
 FAST = {"episodes": 1, "inner_epochs": 1, "outer_epochs": 1}
@@ -82,15 +84,58 @@ def test_same_seed_same_scores_and_other_seed_other_scores(samples):
     assert not np.allclose(first.score_samples(features), other.score_samples(features))
 
 
+def test_labels_of_several_kinds_stay_apart(samples):
+    train, _, kinds = samples
+    features, counts = np.concatenate([train, kinds["dent"], kinds["scratch"]]), (300, 60, 60)
+    found = []
+    for labels in ((0, 1, "1"), ("good", "a", "b")):
+        detector = MultidirectionalDetector(normal_label=labels[0], **FAST)
+        detector.fit(features, [label for label, count in zip(labels, counts, strict=True) for _ in range(count)])
+        assert detector.anomaly_classes_ == list(labels[1:])
+        assert len(detector.records_[0].classes) == 2
+        found.append(detector.score_samples(features))
+    assert np.array_equal(*found)  # what classes are called changes nothing
+
+
+def test_random_state_is_what_scikit_learn_takes(samples):
+    train, _, kinds = samples
+    features, labels = np.concatenate([train, kinds["dent"]]), [0] * 300 + [1] * 60
+
+    def scores(random_state):
+        made = MultidirectionalDetector(encoder="mlp", head="linear", random_state=random_state, **FAST)
+        return made.fit(features, labels).score_samples(features)
+
+    assert np.array_equal(scores(np.int64(2)), scores(2))
+    assert np.array_equal(scores(np.random.RandomState(3)), scores(np.random.RandomState(3)))
+    assert not np.array_equal(scores(None), scores(None))
+
+
+@pytest.mark.parametrize("pcgrad", [False, True])
+@pytest.mark.parametrize("lr", [1e5, 1e20])
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.filterwarnings("ignore:There are no labelled anomalies")
+def test_training_that_diverges_says_so(samples, lr, pcgrad, labelled):
+    train, _, kinds = samples
+    features, labels = np.concatenate([train, kinds["dent"]]), [0] * 300 + [int(labelled)] * 60
+    with pytest.raises(NonFiniteTrainingError, match=r"no longer finite, .* a lower learning rate \(lr\)"):
+        MultidirectionalDetector(lr=lr, pcgrad=pcgrad).fit(features, labels)
+
+
 @pytest.mark.parametrize(
     ("change", "labels", "sentence"),
     [
         ({}, [1] * 300, "At least 2 samples with the label 0"),
-        ({}, [0.0] * 299 + [float("nan")], "A label is NaN"),
+        ({}, [0.0] * 299 + [float("nan")], r"A label is missing \(NaN or None\); give .* the label 0"),
+        ({"normal_label": "good"}, ["good"] * 299 + [float("nan")], "A label is missing"),
+        ({"normal_label": "good"}, np.array(["good"] * 299 + [None], dtype=object), "A label is missing"),
+        ({"normal_label": "good"}, pd.Series(["good"] * 299 + [pd.NA], dtype="string"), "A label is missing"),
+        ({"random_state": "1"}, None, "random_state must be a whole number, a numpy.random.RandomState or None"),
         ({}, [0] * 299, "300 samples and 299 labels"),
         ({"contamination": 0.6}, None, "contamination must lie in"),
-        ({"episodes": 0}, None, "episodes must be at least 1"),
-        ({"margin": -1.0}, None, "margin must not be negative"),
+        ({"episodes": 0}, None, "episodes must be a whole number of at least 1"),
+        ({"lr": float("nan")}, None, "lr a number above zero, got 20 and nan"),
+        ({"margin": -1.0}, None, "margin must be a number and not be negative"),
+        ({"encoder": "mlp", "hidden": (8.9, 4)}, None, r"hidden must be two whole numbers .*, got \(8.9, 4\)"),
     ],
 )
 def test_bad_input_is_one_sentence(samples, change, labels, sentence):

@@ -27,7 +27,7 @@ from anomalib_comet.data.images import check_stage
 from anomalib_comet.files import whole_file
 
 from . import frames, protocol
-from .manifest import Manifest, check_against, checked_settings, read_manifest, to_json
+from .manifest import Manifest, check_against, checked_held_out, checked_settings, read_manifest, to_json
 from .sets import images_of_types, rows_of, task_of, warn_about_sets, with_samples, without_images
 from .wrapped import SPLIT_SEED, Splits, Wrappable, build, check_wrappable, split_reproducibly
 
@@ -146,10 +146,11 @@ class ContaminatedDataModule(AnomalibDataModule):
                 max_draw=max_draw,
             )
         )
-        if self._recorded and held_out is not None and tuple(sorted(set(held_out))) != self.settings.held_out:
+        wanted = None if held_out is None else checked_held_out(held_out)
+        if self._recorded and wanted is not None and wanted != self.settings.held_out:
             msg = (
-                f"{self.manifest_path} holds out {list(self.settings.held_out)}, not {sorted(set(held_out))}: leave "
-                "held_out or manifest away."
+                f"{self.manifest_path} holds out {list(self.settings.held_out)}, not {list(wanted)}: leave held_out or "
+                "manifest away."
             )
             raise ValueError(msg)
         self.resample_dir = None if resample_dir is None else Path(resample_dir)
@@ -326,7 +327,8 @@ class ContaminatedDataModule(AnomalibDataModule):
         with_labels = drawn(draw.labelled)
         labelled = frames.training_rows(rows, with_labels, hide=False) if len(with_labels) else rows.iloc[:0]
 
-        unseen = images_of_types(splits, self.settings.held_out)
+        known = dict(zip(candidates["image_path"], candidates[frames.TRUE_DEFECT_TYPE], strict=True))
+        unseen = images_of_types(splits, self.settings.held_out, known)
         keys = {anomaly.key for anomaly in draw.labelled} if self.settings.overlap else draw.withdrawn_keys
         withdrawn = set(candidates.loc[sorted(keys), "image_path"])
         if self.hold_out:

@@ -61,7 +61,7 @@ def checked_settings(
 
     Raises:
         ValueError: If a value is out of range or two contradict each other.
-        TypeError: If ``held_out`` is a text or ``seed`` no whole number.
+        TypeError: If ``held_out`` is no list of texts or ``seed`` no whole number.
     """
     ratio = check_fraction("ratio", ratio)
     max_ratio = ratio if max_ratio is None else check_fraction("max_ratio", max_ratio)
@@ -74,9 +74,6 @@ def checked_settings(
     if labelled and shots:
         msg = f"Give labelled (in total) or shots (of each defect type), not both; got {labelled} and {shots}."
         raise ValueError(msg)
-    if isinstance(held_out, str):
-        msg = f"held_out must be a list of defect types, e.g. [{held_out}], got the text {held_out!r}."
-        raise TypeError(msg)
     if isinstance(seed, bool) or not isinstance(seed, int):
         msg = f"seed must be a whole number, got {seed!r}."
         raise TypeError(msg)
@@ -87,9 +84,28 @@ def checked_settings(
         seed=seed,
         labelled=check_count("labelled", labelled),
         shots=check_count("shots", shots),
-        held_out=tuple(sorted(set(held_out))),
+        held_out=checked_held_out(held_out),
         max_draw=check_fraction("max_draw", max_draw, zero=False),
     )
+
+
+def checked_held_out(held_out: Sequence[str]) -> tuple[str, ...]:
+    """Return held-out defect types without repetitions, sorted.
+
+    Args:
+        held_out (Sequence[str]): Names of defect types.
+
+    Raises:
+        TypeError: If it is a text, or holds something else than texts.
+    """
+    if isinstance(held_out, str):
+        msg = f"held_out must be a list of defect types, e.g. [{held_out}], got the text {held_out!r}."
+        raise TypeError(msg)
+    other = [name for name in held_out if not isinstance(name, str)]
+    if other:
+        msg = f"held_out must be a list of defect types as text, e.g. ['{other[0]}'], got {other[0]!r} in it."
+        raise TypeError(msg)
+    return tuple(sorted(set(held_out)))
 
 
 @dataclass(frozen=True)
@@ -217,14 +233,27 @@ def check_against(
         Draw: The manifest's draw.
 
     Raises:
-        ValueError: If it names an image that is no anomaly of this data set, or the number of normal training images
-            differs.
+        ValueError: If it names an image that is no anomaly of this data set, or is of another defect type in it or of a
+            type that the manifest holds out, or the number of normal training images differs.
     """
     anomalies = (*manifest.draw.pool, *manifest.draw.labelled)
     for anomaly in anomalies:
         if anomaly.key not in defect_types:
             msg = (
                 f"{source} names {anomaly.key!r}, which is no anomalous test or validation image below {folder}; "
+                "use it with the data set that it was written for."
+            )
+            raise ValueError(msg)
+        found = defect_types[anomaly.key]
+        if found in manifest.settings.held_out:
+            msg = (
+                f"{source} draws {anomaly.key!r}, which is of the type '{found}' that it holds out: repeat a manifest "
+                "as it was written, or draw anew without it."
+            )
+            raise ValueError(msg)
+        if found != anomaly.defect_type:
+            msg = (
+                f"{source} calls {anomaly.key!r} '{anomaly.defect_type}', and in {folder} it is of the type '{found}'; "
                 "use it with the data set that it was written for."
             )
             raise ValueError(msg)

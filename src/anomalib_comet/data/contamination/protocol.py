@@ -370,6 +370,8 @@ def plan_draw(
                 total=len(defect_types),
                 needed=needed,
                 labelled=labelled,
+                shots=shots,
+                types=len(set(defect_types.values())),
                 normal_count=normal_count,
                 max_ratio=max_ratio,
                 resample=resample,
@@ -395,6 +397,8 @@ def _not_enough_message(
     total: int,
     needed: int,
     labelled: int,
+    shots: int,
+    types: int,
     normal_count: int,
     max_ratio: float,
     resample: bool,
@@ -403,7 +407,12 @@ def _not_enough_message(
     there_are = f"{available} anomalies" if available == total else f"{available} of {total} anomalies (max_draw)"
     wanted = f"{needed - labelled} for ratio {max_ratio:g} of {normal_count} normal training images"
     wanted += f" and {labelled} with labels" if labelled else ""
-    if labelled > available:
+    wanted += f", {shots} shots of {types} types" if shots else ""
+    if labelled > available and shots:
+        most = available // types
+        remedy = f"shots can be at most {most}, or " if most else ""
+        remedy += f"set max_draw to at least {math.ceil(labelled * 10_000 / total) / 10_000:g}"
+    elif labelled > available:
         remedy = f"labelled can be at most {available}"
     else:
         remedy = f"the largest possible ratio is {largest_ratio(available - labelled, normal_count):g}"

@@ -19,7 +19,7 @@ from . import frames
 from .resampling import resampled_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from anomalib.data import AnomalibDataset
@@ -60,22 +60,32 @@ def without_images(dataset: AnomalibDataset, withdrawn: set[str], task: TaskType
     return with_samples(dataset, samples)
 
 
-def images_of_types(splits: Splits, defect_types: Sequence[str]) -> set[str]:
+def images_of_types(splits: Splits, held_out: Sequence[str], known: Mapping[str, str]) -> set[str]:
     """Return the paths of all test and validation images of some defect types.
+
+    Types are told apart by all anomalies together: where they are named by folders, those of one set alone may all lie
+    in the folder of a single type.
 
     Args:
         splits: The sets.
-        defect_types: Names of the types.
+        held_out: Names of the types.
+        known: Defect type of each anomaly that might be drawn, by path.
     """
-    paths: set[str] = set()
-    for dataset in (splits.test, splits.val):
-        if dataset is None or not defect_types or isinstance(dataset, SyntheticAnomalyDataset):
-            continue
-        anomalies = frames.anomalous(frames.cleaned(dataset.samples))
-        if len(anomalies):
-            types = pd.Series(frames.defect_types_of(anomalies, [dataset]))
-            paths |= set(anomalies["image_path"].to_numpy()[types.isin(defect_types).to_numpy()])
-    return paths
+    if not held_out:
+        return set()
+    datasets = [
+        dataset
+        for dataset in (splits.test, splits.val)
+        if dataset is not None and not isinstance(dataset, SyntheticAnomalyDataset)
+    ]
+    anomalies = [frames.anomalous(frames.cleaned(dataset.samples)) for dataset in datasets]
+    types = dict(known)
+    # Where anomalies are drawn from a pool of their own, those of the evaluation are not among them.
+    others = [frame for frame in (frame[~frame["image_path"].isin(types)] for frame in anomalies) if len(frame)]
+    if others:
+        rows = pd.concat(others, ignore_index=True)
+        types |= dict(zip(rows["image_path"], frames.defect_types_of(rows, datasets), strict=True))
+    return {path for frame in anomalies for path in frame["image_path"] if types[path] in held_out}
 
 
 def rows_of(
@@ -152,7 +162,13 @@ def warn_about_sets(datamodule: ContaminatedDataModule, splits: Splits) -> None:
             datamodule.test_split_mode.value,
         )
     if LabelName.UNKNOWN not in labels and LabelName.ABNORMAL not in labels:
-        logger.warning("All anomalies were drawn and none is left to test on; lower max_draw or the ratio.")
+        settings = datamodule.settings
+        levers = [name for name in ("shots", "labelled") if getattr(settings, name)]
+        levers += ["max_ratio" if settings.max_ratio > settings.ratio else "ratio"] if settings.max_ratio else []
+        if levers:
+            logger.warning("All anomalies were drawn and none is left to test on; lower %s.", " or ".join(levers))
+        else:
+            logger.warning("The test set has no anomalies, so AUROC means nothing.")
     samples = datamodule.train_data.samples
     evaluated = [dataset.samples["image_path"] for dataset in (splits.test, splits.val) if dataset is not None]
     shared = set(samples.loc[samples[frames.TRUE_DEFECT_TYPE] == "", "image_path"]) & set(pd.concat(evaluated))

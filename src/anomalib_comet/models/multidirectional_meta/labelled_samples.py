@@ -35,11 +35,13 @@ class Samples:
         normals: Features of normal samples, shape ``(N, D)``.
         anomalies: Features of labelled anomalies by class, shapes ``(A_c, D)``.
         images: Number of the image that each normal sample is of, shape ``(N,)``.
+        labelled: Number of images labelled anomalous by class.
     """
 
     normals: torch.Tensor
     anomalies: dict[str, torch.Tensor]
     images: torch.Tensor
+    labelled: dict[str, int]
 
 
 def defect_types(table: Any) -> dict[str, str]:
@@ -109,7 +111,9 @@ def collect(
     if unmarked:
         _take_farthest(model, known, unmarked, marked)
     images = torch.arange(len(normals)).repeat_interleave(torch.tensor([len(own) for own in normals]))
-    return Samples(known, {name: torch.cat(marked[name]) for name in sorted(marked)}, images)
+    names = sorted(marked)
+    anomalies, labelled = {name: torch.cat(marked[name]) for name in names}, {name: len(marked[name]) for name in names}
+    return Samples(known, anomalies, images, labelled)
 
 
 def _covered(masks: torch.Tensor | None, model: MultidirectionalMetaModel) -> torch.Tensor | None:

@@ -46,6 +46,8 @@ from anomalib_comet.multidirectional_meta import (
     make_optimizers,
     run_episode,
 )
+from anomalib_comet.multidirectional_meta.arguments import is_number, is_whole
+from anomalib_comet.multidirectional_meta.direction import too_little
 from anomalib_comet.training_set import TrainingSet, evaluating
 
 from .labelled_samples import Samples, collect, defect_types
@@ -93,8 +95,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         supervised (bool): Whether a supervised direction is added to a radial head's score where there is no
             encoder, weighted by how well it
             finds classes of labelled anomalies that are held out in turn (ours). Defaults to ``True``.
-        odin (float): Step of the input perturbation in units of scaled features, 0 for none; a model with it cannot be
-            exported. Defaults to ``0.0``.
+        odin (float): Step of the input perturbation in units of scaled features, 0 for none. Defaults to ``0.0``.
         inner_epochs (int): Passes over the normal samples in the inner phase of an episode. Defaults to ``1``.
         outer_epochs (int): Passes over them in its outer phase. Defaults to ``15``.
         batch_size (int): Normal samples in a step. Defaults to ``256``.
@@ -158,8 +159,11 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        if lr <= 0 or train_patches < 1:
-            msg = f"lr must be above zero and train_patches at least 1, got {lr} and {train_patches}."
+        if not is_number(lr) or lr == 0 or not is_whole(train_patches, 1):
+            msg = (
+                "lr must be a number above zero and train_patches a whole number of at least 1, "
+                f"got {lr!r} and {train_patches!r}."
+            )
             raise ValueError(msg)
         settings = EpisodeSettings(
             inner_epochs=inner_epochs,
@@ -193,7 +197,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
             top_share=top_share,
             encoder=encoder,
             head=head,
-            hidden=(int(hidden[0]), int(hidden[1])),
+            hidden=hidden,
             dropout=dropout,
             odin=odin,
             sigma=sigma,
@@ -256,18 +260,31 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         refuse_augmentations(self.trainer, "MultidirectionalMeta")
 
     def on_train_start(self) -> None:
-        """Compute the features of all training images, and fit the scaling to normal ones."""
+        """Compute the features of all training images, and fit the scaling to normal ones.
+
+        A fit that resumes nothing begins where a new model does, whatever this one was trained on before.
+        """
         super().on_train_start()
+        fresh = self.current_epoch == 0 and not self.trainer.ckpt_path
+        if fresh:
+            self.model.network.reset()
+            self.records = []
+            self._draws = 0
         training_set = TrainingSet(self)
         generator = torch.Generator().manual_seed(self.seed)  # the same patches after a resume
-        with evaluating(self), self.trainer.precision_plugin.forward_context():
+        with evaluating(self):  # and without autocast
             self._samples = collect(
                 self.model, training_set.batches(), defect_types(training_set.table), self.train_patches, generator
             )
         self._warn_about(self._samples)
         network = self.model.network
-        if self.current_epoch == 0 or not bool(network.scaling.is_fitted):  # else a checkpoint has brought it
+        if fresh or not bool(network.scaling.is_fitted):  # else a checkpoint has brought it
             generator = torch.Generator().manual_seed(self.seed)
+            logger.info(
+                "%d normal samples of %d features are whitened; with many features that takes a while, the supervised "
+                "part's folds included.",
+                *self._samples.normals.shape,
+            )
             direction = network.fit(
                 self._samples.normals, self._samples.anomalies, self.supervised, generator, self._samples.images
             )
@@ -330,13 +347,17 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         predictions = self.model.predictions(features, (batch.image.shape[-2], batch.image.shape[-1]))
         score = predictions.pred_score
         if batch.gt_label is not None and score is not None:
-            network = self.model.network
             with torch.autocast(features.device.type, enabled=False):
-                others = [network.inner_scores(features.float()), network.mahalanobis_scores(features.float())]
+                others = list(self.model.network.compared_scores(features.float()).values())
             if self.model.level == "patch":
                 others = [self.model.image_scores(scores) for scores in others]
             self._validated.append((batch.gt_label.cpu(), score.cpu(), *(other.cpu() for other in others)))
         return batch.update(**predictions._asdict())
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what a validation that was broken off has left."""
+        super().on_validation_epoch_start()
+        self._validated = []
 
     def on_validation_epoch_end(self) -> None:
         """Log how well validation images are told apart by three scores, where there are images of both kinds.
@@ -359,7 +380,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
 
     def _warn_about(self, samples: Samples) -> None:
         """Say where the method is at less than its best."""
-        counts = {name: len(part) for name, part in samples.anomalies.items()}
+        counts = samples.labelled
         logger.info("%d normal samples; labelled anomalies: %s.", len(samples.normals), counts or "none")
         if not counts:
             logger.warning(
@@ -372,6 +393,9 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
                 "types profit less.",
                 next(iter(counts)),
             )
-        if self.model.level == "image" and counts and min(counts.values()) == 1:
-            few = sorted(name for name, count in counts.items() if count == 1)
+        few = sorted(name for name, count in counts.items() if count == 1)
+        if few:
             logger.warning("One labelled anomaly says little of its type: %s.", ", ".join(few))
+        missing = too_little(samples.anomalies, len(samples.images.unique()))
+        if counts and missing and self.supervised and self.model.network.takes_direction:
+            logger.warning("The supervised part of the score is left out: %s.", missing)

@@ -18,6 +18,7 @@ from anomalib_comet.backbones import PatchDescriptors, average_neighbours, mean_
 from anomalib_comet.models.differnet.anomaly_map import AnomalyMapGenerator
 from anomalib_comet.models.fun_ad.memory_bank import pooled_score
 from anomalib_comet.multidirectional_meta import MultidirectionalNetwork
+from anomalib_comet.multidirectional_meta.arguments import is_number, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,10 +77,11 @@ class MultidirectionalMetaModel(nn.Module):
         if level not in LEVELS or pooling not in POOLINGS:
             msg = f"level must be one of {LEVELS} and pooling one of {tuple(POOLINGS)}, got '{level}' and '{pooling}'."
             raise ValueError(msg)
-        if patch_pool < 1 or patch_pool % 2 == 0 or not 0 < top_share <= 1 or sigma <= 0:
+        odd = is_whole(patch_pool, 1) and patch_pool % 2 == 1
+        if not odd or not is_number(top_share) or not 0 < top_share <= 1 or not is_number(sigma) or sigma == 0:
             msg = (
-                "patch_pool must be odd and above zero, top_share lie in (0, 1] and sigma be above zero, "
-                f"got {patch_pool}, {top_share} and {sigma}."
+                "patch_pool must be odd and above zero, top_share lie in (0, 1] and sigma be a number above zero, "
+                f"got {patch_pool!r}, {top_share!r} and {sigma!r}."
             )
             raise ValueError(msg)
         self.descriptors = PatchDescriptors(
