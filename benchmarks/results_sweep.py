@@ -27,8 +27,8 @@ from anomalib_comet.sweep.statistics import curves
 CONFIGS = Path(__file__).parent.parent / "configs" / "sweeps"
 DOCS = Path(__file__).parent.parent / "docs"
 SWEEPS = ("results_tiles", "results_surfaces")
-PANELS = {"magnetic tiles": ("results_tiles", None), "brushed": ("results_surfaces", "brushed")}
-PANELS["woven"] = ("results_surfaces", "woven")
+PANELS = {"magnetic tiles": ("results_tiles", None), "built-in surfaces, woven": ("results_surfaces", "woven")}
+"""Sweep and category by title."""
 METRICS = ("image_auroc", "aupro")
 LEFT_OUT = ("python", "device", "peak_memory_mib")
 """Columns of the sweep that say more about the machine than about the models."""
@@ -74,7 +74,7 @@ def main() -> None:
         measure(arguments)
     tables = {name: pd.read_csv(DOCS / "results" / f"{name.replace('results', 'sweep')}.csv") for name in SWEEPS}
     order = list(yaml.safe_load((CONFIGS / f"{SWEEPS[0]}.yaml").read_text(encoding="utf-8"))["models"])
-    figure = Figure(figsize=(10.5, 6.8), layout="constrained")
+    figure = Figure(figsize=(9.0, 7.2), layout="constrained")
     axes = figure.subplots(len(METRICS), len(PANELS))
     seen = {}
     for column, (title, (name, category)) in enumerate(PANELS.items()):
