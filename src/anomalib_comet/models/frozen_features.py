@@ -76,7 +76,8 @@ class FrozenFeatures(CheckpointWriter, InStep, LocalBackbone):  # type: ignore[m
     def next_generator(self) -> torch.Generator:
         """Return a generator on the CPU, seeded by the number of draws so far, which is part of a checkpoint."""
         self._draws += 1
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + self._draws) * 1_009 + self.global_rank)
+        seed = (self.seed * 1_000_003 + self._draws) * 1_009 + self.global_rank
+        return torch.Generator().manual_seed(seed % 2**63)
 
     def batch_features(self, batch: Any) -> tuple[torch.Tensor, ...]:
         """Return the frozen features of a pre-processed batch, remembered where :attr:`may_remember` allows it.

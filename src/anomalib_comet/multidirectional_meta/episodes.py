@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sklearn.metrics import roc_auc_score
 
-from .arguments import is_number, is_whole
+from anomalib_comet.arguments import is_number, is_whole
+
 from .losses import hardest_classes, inner_loss, outer_terms, without_conflicts
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .arguments import is_number, is_whole
+from anomalib_comet.arguments import is_number, is_whole
+
 from .episodes import EpisodeSettings, Stepper, make_optimizers, run_episode
 from .network import MultidirectionalNetwork
 

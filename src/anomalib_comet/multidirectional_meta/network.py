@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import nn
 
+from anomalib_comet.arguments import is_number, is_whole
 from anomalib_comet.backbones import FeatureScaling
 
-from .arguments import is_number, is_whole
 from .direction import fit_direction
 from .losses import latent_spread, temperature
 

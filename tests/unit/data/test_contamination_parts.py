@@ -182,6 +182,12 @@ def test_a_manifest_cannot_name_files_outside_the_data_set(tmp_path, path):
         ({"ratio": None}, "ratio must be a number"),
         ({"images": [{"image_path": "a", "defect_type": "b", "copy": 0, "use": "all"}]}, "'all' is missing or unknown"),
         ({"images": [{"image_path": 3, "defect_type": "b", "copy": 0, "use": "injected"}]}, "must be text"),
+        ({"images": 2 * [{"image_path": "a", "defect_type": "b", "copy": 0, "use": "injected"}]}, "lists 'a' twice"),
+        ({"injected_count": 5}, "lists 1 injected images and says that there are 5"),
+        ({"overlap": "false"}, "overlap must be true or false"),
+        ({"seed": 1.9}, "seed must be a whole number"),
+        ({"max_ratio": 0.05}, "max_ratio=0.05 is smaller than ratio=0.1"),
+        ({"held_out": "hole"}, "held_out must be a list"),
     ],
 )
 def test_damaged_manifests_are_refused(tmp_path, change, message):

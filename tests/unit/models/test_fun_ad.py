@@ -143,7 +143,11 @@ def test_kth_nearest_image_by_hand():
     assert kth_nearest_image(query, bank, 3, torch.tensor([-1, -1])).tolist() == [25.0, 4.0]
     assert kth_nearest_image(query, bank, 1, torch.tensor([0, 2])).tolist() == [4.0, 1.0]
     assert kth_nearest_image(query, bank, 9, torch.tensor([0, 2])).tolist() == [25.0, 4.0]  # there are two others
+    assert kth_nearest_image(query, bank, 9, torch.tensor([0, -1])).tolist() == [25.0, 4.0]
+    assert kth_nearest_image(query[1:], bank, 9, torch.tensor([-1])).tolist() == [4.0]
+    assert kth_nearest_image(query, bank, 3, torch.tensor([2, -1])).tolist() == [4.0, 4.0]
     assert kth_nearest_image(query, bank[:1], 3, torch.tensor([0, 0])).tolist() == [0.0, 0.0]
+    assert kth_nearest_image(query, bank[:1], 3, torch.tensor([0, -1])).tolist() == [0.0, 4.0]
     assert kth_nearest_image(query[:0], bank, 1, torch.zeros(0)).shape == (0,)
 
 
@@ -419,6 +423,7 @@ def test_extreme_scores_stay_apart():
         ({"smoothness": -1.0}, "smoothness must not be negative"),
         ({"synthetic_noise": -1.0}, "synthetic_noise must not be negative"),
         ({"synthetic_noise": 1.0}, "use it with target=labels"),
+        ({"bank_vectors": 2.5}, "bank_vectors must be at least 1, a whole number"),
         ({"image_weight": math.nan}, "image_weight must not be negative"),
         ({"image_size": (64,)}, "image_size must be a height and a width"),
         ({"bank_share": 0.0}, "bank_share must be in"),

@@ -175,7 +175,7 @@ class ContaminatedDataModule(AnomalibDataModule):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # a property in anomalib too
-        """Name of the wrapped data module and of all settings that change the images, so that runs stay apart."""
+        """Name of the wrapped data module and of all settings of the draw, so that runs stay apart."""
         settings = self.settings
         parts = [f"{self.datamodule.name}_r{settings.ratio:g}"]
         if settings.max_ratio != settings.ratio:

@@ -180,15 +180,18 @@ def read_manifest(path: str | Path) -> Manifest:
         if content["format"] != FORMAT or content["version"] != VERSION:
             msg = f"it has the format {content['format']!r}, version {content['version']!r}"
             raise ValueError(msg)  # noqa: TRY301 - all that is wrong with a manifest is told in one place
-        settings = Settings(
-            ratio=check_fraction("ratio", content["ratio"]),
+        if not isinstance(content["overlap"], bool):
+            msg = f"overlap must be true or false, got {content['overlap']!r}"
+            raise TypeError(msg)  # noqa: TRY301
+        settings = checked_settings(
+            ratio=content["ratio"],
             max_ratio=check_fraction("max_ratio", content["max_ratio"]),
-            overlap=bool(content["overlap"]),
-            seed=int(content["seed"]),
-            labelled=check_count("labelled", content["labelled"]),
-            max_draw=check_fraction("max_draw", content["max_draw"], zero=False),
-            shots=check_count("shots", content.get("shots", 0)),  # of an earlier version, which had no shots
-            held_out=tuple(str(name) for name in content.get("held_out", ())),
+            overlap=content["overlap"],
+            seed=content["seed"],
+            labelled=content["labelled"],
+            max_draw=content["max_draw"],
+            shots=content.get("shots", 0),  # of an earlier version, which had no shots
+            held_out=content.get("held_out", ()),
         )
         uses: dict[str, list[Anomaly]] = {_HIDDEN: [], _WITHHELD: [], _WITH_LABELS: []}
         for image in content["images"]:
@@ -197,12 +200,26 @@ def read_manifest(path: str | Path) -> Manifest:
             )
             uses[image["use"]].append(anomaly)
         normal_count = check_count("normal_count", content["normal_count"])
-    except (KeyError, TypeError, ValueError) as error:
+        _check_images(uses, content.get("injected_count", len(uses[_HIDDEN])))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         reason = f"{error.args[0]!r} is missing or unknown" if isinstance(error, KeyError) else str(error)
         msg = f"{path} is no readable contamination manifest: {reason}"
         raise ValueError(msg) from error
     draw = Draw(pool=(*uses[_HIDDEN], *uses[_WITHHELD]), hidden=len(uses[_HIDDEN]), labelled=tuple(uses[_WITH_LABELS]))
     return Manifest(settings, normal_count, draw)
+
+
+def _check_images(uses: Mapping[str, Sequence[Anomaly]], injected_count: object) -> None:
+    """Refuse a list of images that contradicts itself, or the count of injected ones."""
+    seen: set[tuple[str, int]] = set()
+    for anomaly in (anomaly for anomalies in uses.values() for anomaly in anomalies):
+        if (anomaly.key, anomaly.copy) in seen:
+            msg = f"it lists {anomaly.key!r} twice"
+            raise ValueError(msg)
+        seen.add((anomaly.key, anomaly.copy))
+    if injected_count != len(uses[_HIDDEN]):
+        msg = f"it lists {len(uses[_HIDDEN])} injected images and says that there are {injected_count}"
+        raise ValueError(msg)
 
 
 def _checked_key(key: object) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
+from anomalib_comet.arguments import is_whole
 from anomalib_comet.confident_meta_learning.confidence import anchored_scores, training_set_weights
 
 from .memory_bank import RULES, bounded, candidates, draw_bank, draw_vectors, pooled_score
@@ -58,8 +59,8 @@ class BankRules:
             if getattr(self, name) not in known:
                 msg = f"{name} must be one of {known}, got '{getattr(self, name)}'."
                 raise ValueError(msg)
-        if self.bank_vectors is not None and self.bank_vectors < 1:
-            msg = f"bank_vectors must be at least 1, got {self.bank_vectors}."
+        if self.bank_vectors is not None and not is_whole(self.bank_vectors, 1):
+            msg = f"bank_vectors must be at least 1, a whole number, got {self.bank_vectors}."
             raise ValueError(msg)
         if not 0.0 < self.bank_share <= 1.0:
             msg = f"bank_share must be in (0, 1], got {self.bank_share}."
@@ -76,7 +77,7 @@ class BankRules:
 
     @property
     def is_static(self) -> bool:
-        """Whether bank and distances stay as they are: neither Local-Net nor chance has a part in them."""
+        """Whether bank and distances stay as they are: Local-Net has no part in them, and nothing is drawn twice."""
         return self.space == "descriptors" and self.bank_rule == "all" and not self.bank_half
 
 
@@ -147,7 +148,7 @@ class IteratedBank:
             epoch: Number of the epoch. The draw depends on it and the seed only, not on how many there were before:
                 a resumed run draws the same, and so do all processes.
         """
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
 
         def vectors(rows: Sequence[int]) -> torch.Tensor:
             if self.rules.space == "adapted":

@@ -33,6 +33,7 @@ from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command
 from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
+from anomalib_comet.arguments import is_whole
 from anomalib_comet.backbones import FeatureScaling
 from anomalib_comet.distributed import Ranks
 from anomalib_comet.models.frozen_features import (
@@ -595,6 +596,6 @@ def _check_at_least(zero: dict[str, float], one: dict[str, int | None]) -> None:
             msg = f"{name} must not be negative, got {value}."
             raise ValueError(msg)
     for name, count in one.items():
-        if count is not None and count < 1:
-            msg = f"{name} must be at least 1, got {count}."
+        if count is not None and not is_whole(count, 1):
+            msg = f"{name} must be at least 1, a whole number, got {count}."
             raise ValueError(msg)

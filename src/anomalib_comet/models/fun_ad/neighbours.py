@@ -117,17 +117,18 @@ def kth_nearest_image(query: torch.Tensor, bank: torch.Tensor, k: int, own: torc
         part = query[start : start + size]
         distances = torch.addmm(squares[None], part, flat.T, alpha=-2.0).view(len(part), n_images, n_vectors)
         itself = own[start : start + size, None] == torch.arange(n_images, device=query.device)
-        others = n_images - int(itself.any())
-        rank = min(k, others)
-        if not rank:
+        # Of the query alone: who has no image in the bank has one more to be compared with.
+        rank = (n_images - itself.sum(1)).clamp(max=k)
+        if not int(rank.max()):
             parts.append(torch.zeros(len(part), device=query.device))
             continue
         of_images = distances.amin(2).masked_fill_(itself, torch.inf)
-        image = of_images.topk(rank, dim=1, largest=False, sorted=True)[1][:, -1]
+        ordered = of_images.topk(int(rank.max()), dim=1, largest=False, sorted=True)[1]
+        image = ordered.gather(1, (rank - 1).clamp(min=0)[:, None])[:, 0]
         rows = torch.arange(len(part), device=query.device)
         vector = image * n_vectors + distances[rows, image].argmin(1)
         # From differences, so that the distance of a duplicate is exactly zero.
-        parts.append((part - flat[vector]).square().sum(1))
+        parts.append((part - flat[vector]).square().sum(1).masked_fill_(rank == 0, 0.0))
     return torch.cat(parts) if parts else query.new_zeros(0)
 
 

@@ -62,7 +62,8 @@ def robust_scale(distances: torch.Tensor, kappa: float, tau: float = TAU_N) -> t
         tau: Scaled distance of the fence. Defaults to :data:`TAU_N`.
 
     Returns:
-        Same shape: 0 at distance 0, ``tau`` at the fence, linear, at most 1. Zeros where all distances are equal.
+        Same shape: 0 at distance 0, ``tau`` at the fence, linear, at most 1. Zeros where all distances are equal, or
+        the fence is at 0.
     """
     if not distances.numel():
         return distances.clone()

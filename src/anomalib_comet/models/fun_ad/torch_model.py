@@ -181,7 +181,7 @@ class FunAdModel(nn.Module):
         if not 0.0 <= top_share <= 1.0:
             msg = f"top_share must be in [0, 1], got {top_share}."
             raise ValueError(msg)
-        if patch_pool < 1 or patch_pool % 2 == 0:
+        if patch_pool < 1 or patch_pool % 2 != 1:
             msg = f"patch_pool must be odd and at least 1, got {patch_pool}."
             raise ValueError(msg)
         self.descriptors = PatchDescriptors(

@@ -33,6 +33,7 @@ from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command l
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 from sklearn.metrics import roc_auc_score
 
+from anomalib_comet.arguments import is_number, is_whole
 from anomalib_comet.models.frozen_features import (
     FrozenFeatures,
     refuse_augmentations,
@@ -46,7 +47,6 @@ from anomalib_comet.multidirectional_meta import (
     make_optimizers,
     run_episode,
 )
-from anomalib_comet.multidirectional_meta.arguments import is_number, is_whole
 from anomalib_comet.multidirectional_meta.direction import too_little
 from anomalib_comet.training_set import TrainingSet, evaluating
 

@@ -14,11 +14,11 @@ from anomalib.data import InferenceBatch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_comet.arguments import is_number, is_whole
 from anomalib_comet.backbones import PatchDescriptors, average_neighbours, mean_and_deviation
 from anomalib_comet.models.differnet.anomaly_map import AnomalyMapGenerator
 from anomalib_comet.models.fun_ad.memory_bank import pooled_score
 from anomalib_comet.multidirectional_meta import MultidirectionalNetwork
-from anomalib_comet.multidirectional_meta.arguments import is_number, is_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
