@@ -350,3 +350,17 @@ def test_the_demo_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(anomalib_comet.data, "ProceduralSurfaces", partial(ProceduralSurfaces, **SMALL_IMAGES))
     assert demo.main(["--epochs", "1"]) == 0
     assert "hidden anomalies found" in capsys.readouterr().out
+
+
+NAMED = re.compile(r"(?<![\w/.-])((?:benchmarks|configs|docs|src|tests)/[\w./*-]*[\w*])")
+
+
+def test_files_that_pages_and_configurations_name_exist():
+    files = [*PAGES, *(ROOT / "configs").rglob("*.yaml"), *(ROOT / "benchmarks").glob("*.py")]
+    missing = {
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in files
+        for name in NAMED.findall(file.read_text(encoding="utf-8"))
+        if not any(ROOT.glob(name))
+    }
+    assert not missing
