@@ -330,10 +330,12 @@ def _check_rest(sweep: Sweep) -> None:
         raise SweepError(msg)
     _check_types("data.", sweep.data)
     _check_types("", sweep, "trainer")
+    _check_trainer("trainer", sweep.trainer)
     _check_resources("resources", sweep.resources)
     _check_count("max_epochs", sweep.max_epochs)
     for label, entry in sweep.models.items():
         _check_types(f"models.{label}.", entry)
+        _check_trainer(f"models.{label}.trainer", entry.trainer)
         _check_count(f"models.{label}.max_epochs", entry.max_epochs)
         _check_count(f"models.{label}.train_batch_size", entry.train_batch_size)
         _check_resources(f"models.{label}.resources", entry.resources)
@@ -351,6 +353,20 @@ def _check_types(where: str, entry: Any, *names: str) -> None:
         kind = str if name == "class_path" else dict
         if value is not None and not isinstance(value, kind):
             msg = f"{where}{name}: it has to be {'a name' if kind is str else 'arguments by name'}, got {value!r}."
+            raise SweepError(msg)
+
+
+def _check_trainer(where: str, trainer: Mapping[str, Any]) -> None:
+    """Refuse what Lightning would start more processes for: each of them would run the whole sweep."""
+    devices, nodes, strategy = trainer.get("devices", 1), trainer.get("num_nodes", 1), trainer.get("strategy", "auto")
+    one = devices == "1" or (_whole(devices) and devices == 1) or (isinstance(devices, list) and len(devices) == 1)
+    for name, value, right, allowed in (
+        ("devices", devices, one, "1, or a list of one such as [0]"),
+        ("num_nodes", nodes, _whole(nodes) and nodes == 1, "1"),
+        ("strategy", strategy, strategy in ("auto", "single_device"), "auto or single_device"),
+    ):
+        if not right:
+            msg = f"{where}.{name}: a cell trains on one device, so it has to be {allowed}, got {value}."
             raise SweepError(msg)
 
 

@@ -138,6 +138,14 @@ def test_a_change_of_one_model_leaves_the_one_that_shares_its_arguments(tmp_path
         ({"resources": {"cpus": 0}}, "resources: cpus has to be above 0"),
         ({"resources": {"gpus": 1.5}}, "above 1 it has to be a whole number"),
         ({"trainer": "cpu"}, "trainer: it has to be arguments by name"),
+        ({"trainer": {"devices": 2, "strategy": "ddp"}}, "trainer.devices: a cell trains on one device, so it has to"),
+        ({"trainer": {"devices": "auto"}}, "has to be 1, or a list of one such as [0], got auto"),
+        ({"trainer": {"devices": [0, 1]}}, "trainer.devices: a cell trains on one device"),
+        ({"trainer": {"num_nodes": 2}}, "trainer.num_nodes: a cell trains on one device"),
+        (
+            {"models": {"A": {"class_path": "Padim", "trainer": {"strategy": "ddp_spawn"}}}},
+            "models.A.trainer.strategy: a cell trains on one device, so it has to be auto or single_device",
+        ),
         ({"categories": ["a"], "data": {"class_path": "X", "init_args": {"category": "a"}}}, "the same thing twice"),
         (
             {"published": [{"model": "B", "metric": "image_auroc", "value": 0.9, "source": "s", "ratio": 0}]},
@@ -158,6 +166,12 @@ def test_what_is_wrong_is_said_in_one_sentence(changes, said):
         cells_of(sweep_from({**SMALL, **changes}))
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("devices", [1, "1", [1]])
+def test_one_device_may_be_named(devices):
+    trainer = {"devices": devices, "num_nodes": 1, "strategy": "single_device"}
+    assert sweep_from({**SMALL, "trainer": trainer}).trainer == trainer
 
 
 @pytest.mark.parametrize(
