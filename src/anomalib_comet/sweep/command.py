@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import signal
 import warnings
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from .cells import cells_of
-from .configuration import Sweep, SweepError, read_sweep
+from .configuration import Sweep, SweepError, read_sweep_and_text
 from .executors import InProcess, OnRay, has_ray
-from .run import Progress, result_frame, run_sweep
+from .run import CONFIGURATION, Progress, result_frame, run_sweep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,7 +89,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def _run(options: argparse.Namespace, output: Path, console: Console) -> int:
-    sweep = read_sweep(options.config, options.set)
+    sweep, text = read_sweep_and_text(options.config, options.set)
     cells = cells_of(sweep)
     if options.report:
         return _report(sweep, output, console, failed=0)
@@ -114,10 +113,8 @@ def _run(options: argparse.Namespace, output: Path, console: Console) -> int:
             for cell in cells:
                 console.print(f"{cell.identity}  {cell}", markup=False)
             return 0
-        output.mkdir(parents=True, exist_ok=True)
-        if options.config.resolve() != (output / "sweep.yaml").resolve():
-            shutil.copyfile(options.config, output / "sweep.yaml")
-        progress = run_sweep(sweep, output, executor, measure_cell, lambda state: _tell(state, console))
+        kept = None if options.config.resolve() == (output / CONFIGURATION).resolve() else text
+        progress = run_sweep(sweep, output, executor, measure_cell, lambda state: _tell(state, console), kept)
     finally:
         executor.close()
     return _report(sweep, output, console, failed=len(progress.failed))

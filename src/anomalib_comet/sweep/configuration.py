@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -158,8 +158,25 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
     Raises:
         SweepError: If the file or a change does not describe a sweep.
     """
+    return read_sweep_and_text(path, changes)[0]
+
+
+def read_sweep_and_text(path: Path, changes: Sequence[str] = ()) -> tuple[Sweep, str]:
+    """Read a sweep from a YAML file, and say in YAML what it is after the changes.
+
+    Args:
+        path: The file.
+        changes: Values to replace, as in :func:`read_sweep`.
+
+    Returns:
+        The sweep, and the text of the file; with changes, what it would be with them in it, without its comments.
+
+    Raises:
+        SweepError: If the file or a change does not describe a sweep.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except OSError as error:
         msg = f"--config: {path} cannot be read: {error.strerror or error}."
         raise SweepError(msg) from error
@@ -179,7 +196,10 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
     sweep = sweep_from(content, part=bool(changes))
     if content.get("categories") != categories:  # a mean over others is not the published one
         sweep = replace(sweep, published=[entry for entry in sweep.published if entry.category is not None])
-    return sweep
+    if changes:
+        content["published"] = [asdict(entry) for entry in sweep.published]
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return sweep, text
 
 
 def _unshared(value: Any) -> Any:

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from anomalib_comet.sweep import SweepError, cells_of, read_sweep, sweep_from
+from anomalib_comet.sweep.configuration import read_sweep_and_text
 
 SMALL = {"models": {"A": {"class_path": "Padim"}}, "data": {"class_path": "MVTecAD"}}
 
@@ -91,6 +92,15 @@ def test_a_part_of_a_published_sweep_keeps_only_the_values_that_it_can_measure(t
     # The mean over one category is not the published mean over two.
     assert [entry.value for entry in read_sweep(path, ["categories=[grid]"]).published] == [0.7]
     assert read_sweep(path, ["categories=[bottle]"]).published == []
+
+
+def test_the_text_of_a_sweep_is_what_ran(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"# a comment{PUBLISHED}")
+    assert read_sweep_and_text(path)[1] == path.read_text()
+    sweep, text = read_sweep_and_text(path, ["categories=[grid]", "models.A.init_args={n_features: 3}"])
+    path.write_text(text)
+    assert read_sweep(path) == sweep
 
 
 def test_a_batch_size_of_one_model_goes_before_that_of_the_data(tmp_path):

@@ -114,6 +114,13 @@ def test_two_sweeps_in_one_folder_are_refused(tmp_path):
         run_sweep(SWEEP, tmp_path, InProcess(), Cells())
 
 
+def test_a_refused_sweep_leaves_the_configuration_of_the_running_one(tmp_path):
+    run_sweep(SWEEP, tmp_path, InProcess(), Cells(), configuration="first")
+    with FileLock(tmp_path / "sweep.lock"), pytest.raises(SweepError, match="another sweep is running"):
+        run_sweep(SWEEP, tmp_path, InProcess(), Cells(), configuration="second")
+    assert (tmp_path / "sweep.yaml").read_text() == "first"
+
+
 def test_remaining_time_by_hand():
     seconds = {"slow": [100.0, 200.0], "fast": [2.0]}
     # 150 + 2 + the mean of all, 302 / 3, over two at once; the longest one alone takes 150.
