@@ -16,7 +16,7 @@ from rich.console import Console
 from .cells import cells_of
 from .configuration import Sweep, SweepError, read_sweep_and_text
 from .executors import InProcess, OnRay, has_ray
-from .run import CONFIGURATION, Progress, result_frame, run_sweep
+from .run import CONFIGURATION, FAILED, Progress, result_frame, run_sweep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -176,8 +176,12 @@ def _report(sweep: Sweep, output: Path, console: Console, failed: int) -> int:
     from .statistics import beside_published  # noqa: PLC0415  # imports SciPy
 
     frame = result_frame(sweep, output)
+    if frame.empty and failed:
+        msg = f"All {failed} cells failed, see {output / FAILED}; the same command tries them again."
+        console.print(msg, markup=False)
+        return 1
     if frame.empty:
-        msg = f"--output: {output} has no finished cell of this sweep{', all failed' if failed else ''}."
+        msg = f"--output: {output} has no finished cell of this sweep."
         raise SweepError(msg)
     for path in write_report(sweep, frame, output):
         console.print(f"Written: {path}", markup=False)

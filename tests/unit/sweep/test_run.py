@@ -9,8 +9,10 @@ import pytest
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from anomalib_comet.sweep import Results, SweepError, cells_of, result_frame, run_sweep, sweep_from
+from anomalib_comet.sweep.command import _report
 from anomalib_comet.sweep.executors import InProcess
 from anomalib_comet.sweep.run import remaining_seconds
 
@@ -97,6 +99,14 @@ def test_a_failing_cell_does_not_end_the_others_and_is_tried_again(tmp_path):
     assert len(again.seen) == 2
     assert state.done == 8
     assert not list((tmp_path / "failed").iterdir())
+
+
+def test_a_sweep_whose_cells_all_fail_ends_with_1_and_says_where_to_look(tmp_path, capsys):
+    state = run_sweep(SWEEP, tmp_path, InProcess(), Cells(fail=lambda _: True))
+    assert _report(SWEEP, tmp_path, Console(soft_wrap=True), failed=len(state.failed)) == 1
+    assert f"All 8 cells failed, see {tmp_path / 'failed'}" in capsys.readouterr().out
+    with pytest.raises(SweepError, match=r"--output: .* has no finished cell of this sweep"):
+        _report(SWEEP, tmp_path, Console(), failed=0)
 
 
 def test_table_is_tidy_and_in_order(tmp_path):
