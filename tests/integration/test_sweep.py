@@ -230,6 +230,24 @@ def test_models_under_comet_get_the_seed_of_the_cell_and_write_no_audit():
     assert identical(trained(first), trained(build_model({"class_path": "CoMetDifferNet", "init_args": FLOW}, seed=0)))
 
 
+def test_weights_of_a_backbone_that_only_the_model_names(tmp_path):
+    weights = tmp_path / "resnet18.pth"
+    expected = timm.create_model("resnet18", pretrained=False, num_classes=0).state_dict()
+    torch.save(expected, weights)
+    entry = {
+        "class_path": "Padim",
+        "init_args": {"layers": ["layer1"], "n_features": 20},
+        "backbone_weights": str(weights),
+    }
+    check_model(entry, "models.A")
+    state = build_model(entry, seed=0).state_dict()
+    (found,) = (value for name, value in state.items() if name.endswith("extractor.conv1.weight"))
+    assert torch.equal(found, expected["conv1.weight"])
+    for check in (lambda entry: check_model(entry, "models"), lambda entry: build_model(entry, seed=0)):
+        with pytest.raises(SweepError, match=r"models: backbone_weights are for a model .* EfficientAd does not"):
+            check({**entry, "class_path": "EfficientAd", "init_args": {}})
+
+
 def test_models_that_do_not_train_are_refused(monkeypatch):
     entry = {"class_path": "Padim", "init_args": {"backbone": "resnet18", "pre_trained": False}}
     check_model(entry, "models.A")

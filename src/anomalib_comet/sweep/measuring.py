@@ -111,9 +111,24 @@ def check_model(entry: Mapping[str, Any], where: str) -> None:
         SweepError: If the class or an argument is unknown or wrong, or it does not train on the images.
     """
     _, model_class = _parsed(AnomalibModule, entry["class_path"], entry["init_args"], where)
+    if entry.get("backbone_weights") is not None and "backbone_weights" not in accepted_arguments(model_class):
+        _backbone_of(model_class, entry["init_args"], where)
     with contextlib.suppress(AttributeError):  # of some it depends on the arguments: build_model looks again
         kind = inspect.getattr_static(model_class, "learning_type")
         _refuse_untrained(kind.fget(None) if isinstance(kind, property) and kind.fget else kind, model_class, where)
+
+
+def _backbone_of(model_class: type, given: Mapping[str, Any], where: str) -> str:
+    """Return the name of the backbone whose weights come from a file: the one given, else the model's default."""
+    parameter = inspect.signature(model_class).parameters.get("backbone")
+    name = given.get("backbone", None if parameter is None else parameter.default)
+    if parameter is None or not isinstance(name, str):
+        msg = (
+            f"{where}: backbone_weights are for a model that takes the name of a timm model as its backbone, and "
+            f"{model_class.__name__} does not: leave them out."
+        )
+        raise SweepError(msg)
+    return name
 
 
 def _refuse_untrained(kind: Any, model_class: type, where: str) -> None:
@@ -205,7 +220,8 @@ def build_model(entry: Mapping[str, Any], seed: int) -> AnomalibModule:
         if weights is None:
             model = _parsed(AnomalibModule, entry["class_path"], given, "models")[0]()
         else:
-            with timm_name_without_download(given["backbone"], weights) as name:
+            backbone = _backbone_of(model_class, given, "models")
+            with timm_name_without_download(backbone, weights) as name:
                 model = _parsed(AnomalibModule, entry["class_path"], {**given, "backbone": name}, "models")[0]()
     except (ValueError, TypeError, OSError, KeyError) as error:
         msg = f"models: {model_class.__name__} cannot be built: {sentence(error)}"
