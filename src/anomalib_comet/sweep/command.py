@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from .cells import cells_of
+from .cells import Results, cells_of
 from .configuration import Sweep, SweepError, read_sweep_and_text
 from .executors import InProcess, OnRay, has_ray
-from .run import CONFIGURATION, FAILED, Progress, result_frame, run_sweep
+from .run import CELLS, CONFIGURATION, FAILED, Progress, result_frame, run_sweep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,6 +108,8 @@ def _run(options: argparse.Namespace, output: Path, console: Console) -> int:
         for label, cell in {cell.model: cell for cell in cells}.items():
             check_model(cell.settings["model"], f"models.{label}")
         console.print(f"{len(cells)} cells {executor.description}; results in {output}", markup=False)
+        results = Results(output / CELLS)
+        executor.check([cell for cell in cells if results.read(cell) is None])
         _check_data(cells, executor, console)
         if options.dry_run:
             for cell in cells:
