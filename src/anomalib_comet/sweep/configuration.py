@@ -28,6 +28,10 @@ METRICS = (
 )
 """Columns of the result that have curves and may be published values, in the order of the report."""
 
+LARGEST_TREE = 100_000
+DEEPEST_TREE = 50
+"""Values and levels that a sweep's file may have: a small one can stand for any number, by anchors and aliases."""
+
 T = TypeVar("T")
 
 
@@ -176,17 +180,17 @@ def read_sweep_and_text(path: Path, changes: Sequence[str] = ()) -> tuple[Sweep,
     """
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        content = _loaded(text)
     except OSError as error:
         msg = f"--config: {path} cannot be read: {error.strerror or error}."
         raise SweepError(msg) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         msg = f"--config: {path} is no YAML: {' '.join(str(error).split())}"
         raise SweepError(msg) from error
     if not isinstance(content, dict):
         msg = f"--config: {path} is no sweep: it needs at least `models` and `data`."
         raise SweepError(msg)
-    content = _unshared(content)
+    content = _unshared(content, f"--config: {path}")
     categories = content.get("categories")
     outside = named_outside(content, {change.partition("=")[0] for change in changes})
     if outside:
@@ -202,11 +206,53 @@ def read_sweep_and_text(path: Path, changes: Sequence[str] = ()) -> tuple[Sweep,
     return sweep, text
 
 
-def _unshared(value: Any) -> Any:
-    """Copy plain data so that what a YAML file writes once and uses twice can be changed in one place."""
-    if isinstance(value, dict):
-        return {key: _unshared(entry) for key, entry in value.items()}
-    return [_unshared(entry) for entry in value] if isinstance(value, list) else value
+def _unshared(value: Any, where: str) -> Any:
+    """Copy plain data so that what a YAML file writes once and uses twice can be changed in one place.
+
+    Args:
+        value: Mappings, lists and what is in them.
+        where: What the message starts with.
+
+    Raises:
+        SweepError: If it is no plain tree: a key is no text, something contains itself, or it is too large or too deep.
+    """
+    left = LARGEST_TREE
+
+    def copied(value: Any, above: tuple[int, ...]) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            msg = f"{where} has more than {LARGEST_TREE} values: a sweep has far fewer."
+            raise SweepError(msg)
+        if not isinstance(value, (dict, list)):
+            return value
+        if id(value) in above:
+            msg = f"{where} has a part that contains itself, by an anchor and its alias: write it out."
+            raise SweepError(msg)
+        if len(above) >= DEEPEST_TREE:
+            msg = f"{where} is nested more than {DEEPEST_TREE} levels deep: a sweep has a few."
+            raise SweepError(msg)
+        inner = (*above, id(value))
+        if isinstance(value, list):
+            return [copied(entry, inner) for entry in value]
+        for key in value:
+            if not isinstance(key, str):
+                msg = f"{where} has a key that is no text, {key!r}: put it in quotes if it is a name."
+                raise SweepError(msg)
+        return {key: copied(entry, inner) for key, entry in value.items()}
+
+    return copied(value, ())
+
+
+def _loaded(text: str) -> Any:
+    """Return what a YAML text says; a ValueError says why it is none."""
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        msg = "it is nested too deeply, or contains itself."
+        raise ValueError(msg) from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _change(content: dict[str, Any], change: str) -> None:
@@ -224,10 +270,11 @@ def _change(content: dict[str, Any], change: str) -> None:
             msg = f"--set {change}: {name} has nothing below it."
             raise SweepError(msg)
     try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = _loaded(text)
+    except ValueError as error:
         msg = f"--set {change}: the value is no YAML."
         raise SweepError(msg) from error
+    place[last] = _unshared(value, f"--set {change}: the value")
 
 
 def sweep_from(content: Mapping[str, Any], part: bool = False) -> Sweep:
@@ -241,7 +288,7 @@ def sweep_from(content: Mapping[str, Any], part: bool = False) -> Sweep:
     Raises:
         SweepError: If a key is unknown or missing, or a value is wrong.
     """
-    plain = dict(content)
+    plain = _unshared(dict(content), "the sweep")
     models = plain.get("models")
     if not isinstance(models, dict) or not models:
         msg = "models: it has to name at least one model, as in `models: {PatchCore: {class_path: Patchcore}}`."

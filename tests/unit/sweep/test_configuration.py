@@ -178,6 +178,9 @@ def test_what_is_wrong_is_said_in_one_sentence(changes, said):
     assert "\n" not in str(raised.value)
 
 
+BILLION = "a0: &a0 [1, 1]\n" + "".join(f"a{k + 1}: &a{k + 1} [*a{k}, *a{k}]\n" for k in range(30))
+
+
 @pytest.mark.parametrize("devices", [1, "1", [1]])
 def test_one_device_may_be_named(devices):
     trainer = {"devices": devices, "num_nodes": 1, "strategy": "single_device"}
@@ -191,6 +194,14 @@ def test_one_device_may_be_named(devices):
         ("a: [\n", [], "is no YAML"),
         (None, [], "cannot be read"),
         ("models: {A: Padim}\ndata: MVTecAD\n", ["seeds"], "KEY=VALUE"),
+        ("models: &a {x: *a}\ndata: MVTecAD\n", [], "has a part that contains itself"),
+        ("models: {A: {class_path: Padim, init_args: {1: a, b: c}}}\ndata: MVTecAD\n", [], "key that is no text, 1:"),
+        ("models: {A: Padim}\ndata: MVTecAD\n", ["models.A.init_args={1: a}"], "--set models.A.* no text, 1:"),
+        ("models: {A: Padim}\ndata: MVTecAD\n", ["seeds=&a [*a]"], "--set seeds.* contains itself"),
+        (BILLION, [], "more than 100000 values"),
+        ("a: " + "[" * 100 + "]" * 100, [], "more than 50 levels deep"),
+        ("a: " + "[" * 3000 + "]" * 3000, [], "is no YAML: it is nested too deeply"),
+        ("a: 2020-99-99\n", [], "is no YAML"),
         ("models: {A: Padim}\ndata: MVTecAD\n", ["max_epochs=3", "max_epochs.x=3"], "max_epochs has nothing below it"),
     ],
 )
