@@ -211,6 +211,10 @@ def test_report_is_one_page_that_loads_nothing(output, tmp_path):
         ("data.init_args.n_trian=3", "Option 'n_trian' is not accepted"),
         ("categories=[leather]", "leather"),
         ("ratios=[0,1]", "it needs both kinds"),
+        ("ratios=[0,0.05,0.25]", "ratios: 0.05 of the 16 normal training images of woven is less than one anomaly"),
+        ("trainer.acelerator=cpu", "trainer.acelerator: Lightning's trainer has no such argument; did you mean acc"),
+        ("models.PaDiM.trainer.xyz=1", "models.PaDiM.trainer.xyz: Lightning's trainer has no such argument."),
+        ("models.PaDiM.backbone_weights=nowhere.pth", "backbone_weights: there is no file nowhere.pth"),
     ],
 )
 def test_what_cannot_work_is_said_before_any_training(content, tmp_path, capsys, change, said):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import signal
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,11 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--in_process", action="store_true", help="Run one cell after another without Ray. Default if it is missing."
     )
-    arguments.add_argument("--dry_run", action="store_true", help="Only check everything and list the cells.")
+    arguments.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="Only check what can be checked without a training, the images included, and list the cells.",
+    )
     arguments.add_argument("--report", action="store_true", help="Only write the report of the cells that are done.")
     return arguments
 
@@ -103,14 +108,18 @@ def _run(options: argparse.Namespace, output: Path, console: Console) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what anomalib imports
-            from .measuring import check_model, measure_cell  # noqa: PLC0415  # imports anomalib: seconds
+            # imports anomalib: seconds
+            from .measuring import check_model, check_trainer, measure_cell  # noqa: PLC0415
 
+        check_trainer(sweep.trainer, "trainer")
+        for label, entry in sweep.models.items():
+            check_trainer(entry.trainer, f"models.{label}.trainer")
         for label, cell in {cell.model: cell for cell in cells}.items():
             check_model(cell.settings["model"], f"models.{label}")
         console.print(f"{len(cells)} cells {executor.description}; results in {output}", markup=False)
         results = Results(output / CELLS)
         executor.check([cell for cell in cells if results.read(cell) is None])
-        _check_data(cells, executor, console)
+        _check_files(cells, executor, console)
         if options.dry_run:
             for cell in cells:
                 console.print(f"{cell.identity}  {cell}", markup=False)
@@ -122,14 +131,18 @@ def _run(options: argparse.Namespace, output: Path, console: Console) -> int:
     return _report(sweep, output, console, failed=len(progress.failed))
 
 
-def _check_data(cells: Sequence[Cell], executor: InProcess | OnRay, console: Console) -> None:
-    from .measuring import check_data  # noqa: PLC0415
+def _check_files(cells: Sequence[Cell], executor: InProcess | OnRay, console: Console) -> None:
+    from .measuring import check_data, check_weights  # noqa: PLC0415
 
+    for path in dict.fromkeys(cell.settings["model"]["backbone_weights"] for cell in cells):
+        if path is not None:
+            executor.call(check_weights, path)
+    smallest = min((cell.settings["ratio"] for cell in cells if cell.settings["ratio"] > 0), default=0.0)
     seen: dict[tuple[Any, bool], Mapping[str, Any]] = {}
     for cell in cells:
         seen.setdefault((cell.settings["category"], cell.settings["overlap"]), cell.settings)
     for (category, overlap), settings in seen.items():
-        counts = executor.call(check_data, settings)
+        counts = executor.call(partial(check_data, smallest=smallest), settings)
         natural = counts.get("train_anomalous_by_nature", 0)
         console.print(
             f"{category or settings['data']['class_path'].rpartition('.')[2]}{', overlap' if overlap else ''}: "

@@ -28,6 +28,16 @@ METRICS = (
 )
 """Columns of the result that have curves and may be published values, in the order of the report."""
 
+LARGEST_SEED = 2**32 - 1
+"""NumPy takes no larger one."""
+
+RESERVED = {
+    "max_epochs": "max_epochs of the sweep or of a model",
+    "default_root_dir": "--output",
+    "logger": "no logger, as the report has all numbers",
+}
+"""Arguments of Lightning's trainer that a sweep sets itself, and what there is instead."""
+
 LARGEST_TREE = 100_000
 DEEPEST_TREE = 50
 """Values and levels that a sweep's file may have: a small one can stand for any number, by anchors and aliases."""
@@ -368,8 +378,8 @@ def _check(sweep: Sweep) -> None:
     if not sweep.ratios or not all(_number(r) and 0 <= r <= 1 for r in sweep.ratios):
         msg = f"ratios: they have to be numbers from 0 to 1, got {sweep.ratios}."
         raise SweepError(msg)
-    if not sweep.seeds or not all(_whole(seed) and seed >= 0 for seed in sweep.seeds):
-        msg = f"seeds: they have to be whole numbers of 0 or more, got {sweep.seeds}."
+    if not sweep.seeds or not all(_whole(seed) and 0 <= seed <= LARGEST_SEED for seed in sweep.seeds):
+        msg = f"seeds: they have to be whole numbers from 0 to {LARGEST_SEED}, got {sweep.seeds}."
         raise SweepError(msg)
     if not sweep.overlap or not all(isinstance(value, bool) for value in sweep.overlap):
         msg = f"overlap: it has to be false, true or [false, true], got {sweep.overlap}."
@@ -407,8 +417,9 @@ def _check_rest(sweep: Sweep) -> None:
         _check_count(f"models.{label}.train_batch_size", entry.train_batch_size)
         _check_resources(f"models.{label}.resources", entry.resources)
         size = entry.image_size
-        if size is not None and not (isinstance(size, list) and len(size) == 2 and all(map(_whole, size))):  # noqa: PLR2004
-            msg = f"models.{label}.image_size: it has to be [height, width] in pixels, got {size}."
+        whole = isinstance(size, list) and all(_whole(side) and side > 0 for side in size)
+        if size is not None and not (whole and len(size) == 2):  # noqa: PLR2004
+            msg = f"models.{label}.image_size: it has to be [height, width] in pixels, both above 0, got {size}."
             raise SweepError(msg)
     for k, value in enumerate(sweep.published):
         _check_published(f"published[{k}]", value, sweep)
@@ -424,7 +435,11 @@ def _check_types(where: str, entry: Any, *names: str) -> None:
 
 
 def _check_trainer(where: str, trainer: Mapping[str, Any]) -> None:
-    """Refuse what Lightning would start more processes for: each of them would run the whole sweep."""
+    """Refuse what the sweep sets, and what Lightning would start more processes for: each would run the whole sweep."""
+    for name, instead in RESERVED.items():
+        if name in trainer:
+            msg = f"{where}.{name}: a sweep sets it itself: leave it out; there is {instead}."
+            raise SweepError(msg)
     devices, nodes, strategy = trainer.get("devices", 1), trainer.get("num_nodes", 1), trainer.get("strategy", "auto")
     one = devices == "1" or (_whole(devices) and devices == 1) or (isinstance(devices, list) and len(devices) == 1)
     for name, value, right, allowed in (

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import inspect
 import logging
+import math
 import platform
 import random
 import shutil
@@ -30,6 +32,7 @@ from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from anomalib_comet import plugin
@@ -37,6 +40,7 @@ from anomalib_comet.audit.evaluation import average_precision
 from anomalib_comet.audit.report import training_frame
 from anomalib_comet.backbones import timm_name_without_download
 from anomalib_comet.data import ContaminatedDataModule
+from anomalib_comet.data.contamination.protocol import injected_count
 from anomalib_comet.parsing import accepted_arguments, innermost, sentence
 
 from .configuration import SweepError
@@ -118,6 +122,39 @@ def check_model(entry: Mapping[str, Any], where: str) -> None:
         _refuse_untrained(kind.fget(None) if isinstance(kind, property) and kind.fget else kind, model_class, where)
 
 
+def check_trainer(trainer: Mapping[str, Any], where: str) -> None:
+    """Refuse arguments that Lightning's trainer does not have.
+
+    Args:
+        trainer: ``trainer`` of a sweep or of one of its models.
+        where: What the message starts with.
+
+    Raises:
+        SweepError: If there is one.
+    """
+    known = set(inspect.signature(Trainer).parameters)
+    for name in trainer:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            msg = f"{where}.{name}: Lightning's trainer has no such argument{hint}"
+            raise SweepError(msg)
+
+
+def check_weights(path: str) -> None:
+    """Refuse a file of weights that is not there.
+
+    Args:
+        path: ``backbone_weights`` of a model.
+
+    Raises:
+        SweepError: If there is no such file.
+    """
+    if not Path(path).is_file():
+        msg = f"backbone_weights: there is no file {path}."
+        raise SweepError(msg)
+
+
 def _backbone_of(model_class: type, given: Mapping[str, Any], where: str) -> str:
     """Return the name of the backbone whose weights come from a file: the one given, else the model's default."""
     parameter = inspect.signature(model_class).parameters.get("backbone")
@@ -137,17 +174,18 @@ def _refuse_untrained(kind: Any, model_class: type, where: str) -> None:
         raise SweepError(msg)
 
 
-def check_data(settings: Mapping[str, Any]) -> dict[str, Any]:
+def check_data(settings: Mapping[str, Any], smallest: float = 0.0) -> dict[str, Any]:
     """Read the folders of a cell's images, or download or render them, and draw for the largest ratio.
 
     Args:
         settings: Those of a cell.
+        smallest: Smallest ratio above 0 of the sweep, which has to give an anomaly; 0 if there is none.
 
     Returns:
         Counts as in the result.
 
     Raises:
-        SweepError: If the data module cannot be made, or has too few anomalies.
+        SweepError: If the data module cannot be made, or has too few anomalies or too few normal images.
     """
     largest = {**settings, "ratio": settings["max_ratio"]}
     data = contaminated_data(largest)
@@ -164,6 +202,15 @@ def check_data(settings: Mapping[str, Any]) -> dict[str, Any]:
         left = f"{counts['test_normal']} normal and {counts['test_anomalous']} anomalous"
         msg = (
             f"ratios: with r = {settings['max_ratio']:g} the test set of {name} has {left} images; it needs both kinds."
+        )
+        raise SweepError(msg)
+    truth = data.contamination
+    normal = int((~truth["injected"] | truth["natural"]).sum())  # the images that a ratio is of
+    if smallest and not injected_count(smallest, normal):
+        name = settings["category"] or settings["data"]["class_path"]
+        msg = (
+            f"ratios: {smallest:g} of the {normal} normal training images of {name} is less than one anomaly; use 0, "
+            f"or at least {math.ceil(10_000 / normal) / 10_000:g}."
         )
         raise SweepError(msg)
     return counts
