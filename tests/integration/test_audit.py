@@ -289,6 +289,8 @@ RATIO = ["--data", "ContaminatedDataModule", "--data.ratio", "5", "--data.datamo
         (["--ckpt_path", "{ckpt}", "--images", "{images}", "--thumbnail_size", "8"], "between 32 and 512"),
         (["--ckpt_path", "{ckpt}", "--images", "{images}", "--batch_size", "0"], "at least 1"),
         (["--ckpt_path", "{ckpt}", "--config", "nowhere.yaml"], "there is no file nowhere.yaml"),
+        (["--ckpt_path", "{ckpt}", "--images", "{images}", "--output", "{text}"], "--output: {text} is a file; name a"),
+        (["--ckpt_path", "{ckpt}", "--images", "{images}", "--output", "{text}/a"], "--output: {text}/a cannot be wr"),
         (["--ckpt_path", "{lonely}"], "Which images to audit is not known"),
     ],
 )
@@ -321,7 +323,7 @@ def test_command_says_in_one_sentence_what_is_wrong(arguments, message, padim, r
     }
     assert main([argument.format(**places) for argument in arguments]) == 2
     said = capsys.readouterr().err
-    assert message in said
+    assert message.format(**places) in said
     assert len(said.strip().splitlines()) == 1
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from argparse import ArgumentError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,6 +150,7 @@ def _run(args: Sequence[str], console: Console) -> Audit:
     datamodule = None
     if folder_images is None and options.data is not None:
         datamodule = _datamodule(command, options, data_from)
+    output = _writable(Path(options.output or run))
 
     model = on_device(device, restored(model_class, checkpoint))
     truth: pd.DataFrame | None = None
@@ -164,7 +166,7 @@ def _run(args: Sequence[str], console: Console) -> Audit:
             return audit_model(
                 model,
                 paths,
-                Path(options.output or run),
+                output,
                 truth=truth,
                 title=run_title(run.resolve()),
                 limit=options.limit,
@@ -258,6 +260,21 @@ def _checkpoint(path: str) -> Path:
         msg = f"--ckpt_path: there is no file {checkpoint}."
         raise AuditError(msg)
     return checkpoint
+
+
+def _writable(folder: Path) -> Path:
+    """Make the folder and write to it, so that nobody waits for scores that cannot be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError as error:
+        msg = f"--output: {folder} is a file; name a folder."
+        raise AuditError(msg) from error
+    except OSError as error:
+        msg = f"--output: {folder} cannot be written to ({error.strerror or error}); name another folder."
+        raise AuditError(msg) from error
+    return folder
 
 
 def _progress(console: Console) -> Progress:
