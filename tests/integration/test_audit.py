@@ -256,6 +256,10 @@ RATIO = ["--data", "ContaminatedDataModule", "--data.ratio", "5", "--data.datamo
     ("arguments", "message"),
     [
         (["--ckpt_path", "nowhere.ckpt"], "there is no file nowhere.ckpt"),
+        (
+            ["--ckpt_path", "{ckpt}", "--images", "{images}", "--data", "ProceduralSurfaces"],
+            "--images and --data both say which images are audited: leave one of them out.",
+        ),
         (["--ckpt_path", "{ckpt}", "--images", "nowhere"], "there is no folder nowhere"),
         (["--ckpt_path", "{ckpt}", "--images", "{empty}"], "there is no image below"),
         (["--ckpt_path", "{ckpt}", "--images", "{images}", "--model", "Padims"], "did you mean Padim"),

@@ -140,6 +140,9 @@ def _run(args: Sequence[str], console: Console) -> Audit:
     config_path, config = _configuration(_early_options(args))
     data_from = f"data in {config_path}" if config.get("data") else "--data"
     options = _options(command, args, config.get("data"), data_from)
+    if options.images is not None and options.data is not None:
+        msg = "--images and --data both say which images are audited: leave one of them out."
+        raise AuditError(msg)
     _check_numbers(options)
     checkpoint = _checkpoint(options.ckpt_path)
     # An unknown folder or model is reported before anything heavy is loaded.
