@@ -208,6 +208,11 @@ def test_report_is_one_page_that_loads_nothing(output, tmp_path):
     [
         ("models.PaDiM.class_path=Padin", "models.PaDiM: Padin: there is no such AnomalibModule"),
         ("models.PaDiM.init_args.layer=[layer1]", "models.PaDiM: Padim: Option 'layer' is not accepted"),
+        (
+            "models.PaDiM.init_args.n_features=x",
+            "models.PaDiM: Padim: n_features: Expected a <class 'int'>. Got value: x",
+        ),
+        ("data.init_args.n_train=x", "data: ProceduralSurfaces: n_train: Expected a <class 'int'>. Got value: x"),
         ("data.init_args.n_trian=3", "Option 'n_trian' is not accepted"),
         ("categories=[leather]", "leather"),
         ("ratios=[0,1]", "it needs both kinds"),

@@ -229,20 +229,23 @@ def _options(command: ArgumentParser, args: Sequence[str], data: Any, data_from:
             command.set_defaults({"data": data})
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         name = data.get("class_path", data) if isinstance(data, dict) else data
-        msg = f"{data_from}: {name} is no data module that is known here: {innermost(error)}"
+        msg = f"{data_from}: {name} is no data module that is known here: {innermost(error, root='data')}"
         raise AuditError(msg) from error
     try:
         return command.parse_args(list(args))
     except ArgumentError as error:
         of_data = 'key "data' in str(error).partition("\n")[0]
-        raise AuditError(f"{data_from}: {innermost(error)}" if of_data else innermost(error)) from error
+        said = f"{data_from}: {innermost(error, root='data')}" if of_data else innermost(error, prefix="--")
+        raise AuditError(said) from error
 
 
 def _datamodule(command: ArgumentParser, options: Namespace, data_from: str) -> AnomalibDataModule:
     try:
         return command.instantiate_classes(options).data
     except Exception as error:
-        msg = f"{data_from}: {options.data.class_path.rpartition('.')[2]} cannot be made: {innermost(error)}"
+        msg = (
+            f"{data_from}: {options.data.class_path.rpartition('.')[2]} cannot be made: {innermost(error, root='data')}"
+        )
         raise AuditError(msg) from error
 
 

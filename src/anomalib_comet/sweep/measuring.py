@@ -285,7 +285,7 @@ def _parsed(base: type, class_path: str, init_args: Mapping[str, Any], where: st
     try:
         parsed = parser.parse_object({"it": {"class_path": class_path, "init_args": dict(init_args)}})
     except Exception as error:  # its class differs between versions of jsonargparse
-        said = innermost(error)
+        said = innermost(error, root="it")
         if "dot import path" in said:
             said = f"there is no such {base.__name__}; a name or a dotted path that can be imported would work."
         msg = f"{where}: {class_path}: {said}"
