@@ -36,7 +36,7 @@ class Progress:
         total: Number of cells of the sweep.
         done: Cells with a result.
         failed: Outcomes of cells without one.
-        remaining: Estimate of the remaining time in seconds; ``None`` before the first cell has ended.
+        remaining: Estimate of the remaining time in seconds; ``None`` before the first cell is done.
         last: The outcome of the cell that ended last.
     """
 
@@ -127,7 +127,7 @@ def run_sweep(
                     results.write(outcome.cell, outcome.row)
                     log.unlink(missing_ok=True)
                     progress.done += 1
-                seconds[outcome.cell.model].append(outcome.seconds)
+                    seconds[outcome.cell.model].append(outcome.seconds)  # a failure says nothing of how long one takes
                 progress.last = outcome
                 progress.remaining = remaining_seconds(
                     seconds, [cell.model for cell in pending.values()], executor.parallel

@@ -109,6 +109,15 @@ def test_a_sweep_whose_cells_all_fail_ends_with_1_and_says_where_to_look(tmp_pat
         _report(SWEEP, tmp_path, Console(), failed=0)
 
 
+def test_failed_cells_are_no_durations(tmp_path):
+    told = []
+    run_sweep(
+        SWEEP, tmp_path, InProcess(), Cells(fail=lambda s: s["seed"] == 0), lambda state: told.append(state.remaining)
+    )
+    assert told[:5] == [None] * 5
+    assert None not in told[5:]
+
+
 def test_table_is_tidy_and_in_order(tmp_path):
     run_sweep(SWEEP, tmp_path, InProcess(), Cells())
     frame = result_frame(SWEEP, tmp_path)
