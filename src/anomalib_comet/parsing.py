@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 import inspect
+import re
+
+KEY = re.compile(r'(?:Parser )?key "([^"]+)":')
+"""How jsonargparse names the argument that the lines below are about."""
 
 
 def sentence(error: BaseException) -> str:
@@ -19,20 +23,30 @@ def sentence(error: BaseException) -> str:
     return text if len(text) <= 400 else f"{text[:400]}..."  # noqa: PLR2004
 
 
-def innermost(error: BaseException) -> str:
+def innermost(error: BaseException, root: str = "", prefix: str = "") -> str:
     """Return what a parser's error is about, which stands at the bottom of a tree of everything that was tried.
 
     Args:
         error: Error of jsonargparse.
+        root: Name of the parser's argument below which the user's names begin; it is not said. Defaults to none.
+        prefix: What is put before the name of the argument that is wrong. Defaults to nothing.
 
     Returns:
-        One sentence.
+        One sentence. It begins with the argument's name where the error has it.
     """
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip()]
     end = next((k for k, line in enumerate(lines) if line.startswith("Given value")), len(lines))
+    given = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), "")
     tried = [line for line in lines[:end] if line and line != "Expected a <class 'NoneType'>"]
+    if not tried:
+        return type(error).__name__
     start = max((k + 1 for k, line in enumerate(tried[:-1]) if line.endswith(":")), default=0)
-    return sentence(ValueError("\n".join(tried[start:]))) if tried else type(error).__name__
+    said = sentence(ValueError("\n".join(tried[start:])))
+    if given and said.startswith("Expected a <class") and "Got value" not in said:
+        said = sentence(ValueError(f"{said}. Got value: {given}"))
+    name = next((found[1] for line in reversed(tried) if (found := KEY.match(line))), root)
+    name = "" if name == root else name.removeprefix(f"{root}.").removeprefix("init_args.")
+    return f"{prefix}{name}: {said}" if name else said
 
 
 def accepted_arguments(model_class: type) -> set[str]:

@@ -208,9 +208,18 @@ def test_report_is_one_page_that_loads_nothing(output, tmp_path):
     [
         ("models.PaDiM.class_path=Padin", "models.PaDiM: Padin: there is no such AnomalibModule"),
         ("models.PaDiM.init_args.layer=[layer1]", "models.PaDiM: Padim: Option 'layer' is not accepted"),
+        (
+            "models.PaDiM.init_args.n_features=x",
+            "models.PaDiM: Padim: n_features: Expected a <class 'int'>. Got value: x",
+        ),
+        ("data.init_args.n_train=x", "data: ProceduralSurfaces: n_train: Expected a <class 'int'>. Got value: x"),
         ("data.init_args.n_trian=3", "Option 'n_trian' is not accepted"),
         ("categories=[leather]", "leather"),
         ("ratios=[0,1]", "it needs both kinds"),
+        ("ratios=[0,0.05,0.25]", "ratios: 0.05 of the 16 normal training images of woven is less than one anomaly"),
+        ("trainer.acelerator=cpu", "trainer.acelerator: Lightning's trainer has no such argument; did you mean acc"),
+        ("models.PaDiM.trainer.xyz=1", "models.PaDiM.trainer.xyz: Lightning's trainer has no such argument."),
+        ("models.PaDiM.backbone_weights=nowhere.pth", "backbone_weights: there is no file nowhere.pth"),
     ],
 )
 def test_what_cannot_work_is_said_before_any_training(content, tmp_path, capsys, change, said):
@@ -228,6 +237,24 @@ def test_models_under_comet_get_the_seed_of_the_cell_and_write_no_audit():
     assert not first.audit
     assert not identical(trained(first), trained(second))
     assert identical(trained(first), trained(build_model({"class_path": "CoMetDifferNet", "init_args": FLOW}, seed=0)))
+
+
+def test_weights_of_a_backbone_that_only_the_model_names(tmp_path):
+    weights = tmp_path / "resnet18.pth"
+    expected = timm.create_model("resnet18", pretrained=False, num_classes=0).state_dict()
+    torch.save(expected, weights)
+    entry = {
+        "class_path": "Padim",
+        "init_args": {"layers": ["layer1"], "n_features": 20},
+        "backbone_weights": str(weights),
+    }
+    check_model(entry, "models.A")
+    state = build_model(entry, seed=0).state_dict()
+    (found,) = (value for name, value in state.items() if name.endswith("extractor.conv1.weight"))
+    assert torch.equal(found, expected["conv1.weight"])
+    for check in (lambda entry: check_model(entry, "models"), lambda entry: build_model(entry, seed=0)):
+        with pytest.raises(SweepError, match=r"models: backbone_weights are for a model .* EfficientAd does not"):
+            check({**entry, "class_path": "EfficientAd", "init_args": {}})
 
 
 def test_models_that_do_not_train_are_refused(monkeypatch):

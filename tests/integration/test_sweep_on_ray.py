@@ -91,10 +91,26 @@ def test_killed_worker_is_replaced_and_errors_are_not_retried(cluster, tmp_path)
         assert "worker died after 2 tries" in state.failed[0].error
         assert (runs(other, 0), runs(other, 1)) == (1, 3)
         assert Results(other / "out" / "cells").read(cells_of(sweep(other, 2))[1]) is None
+    finally:
+        executor.close()
 
-        too_much = sweep_from({"models": {"A": "Padim"}, "data": "MVTecAD", "resources": {"gpus": 1}})
-        with pytest.raises(SweepError, match="asks for 1 GPUs a cell, and Ray has 0"):
-            run_sweep(too_much, tmp_path / "gpu", executor, cell(""))
+
+def test_a_cell_that_fits_no_node_is_refused_and_parallel_cells_are_counted_by_node(cluster, tmp_path):
+    executor = OnRay(cluster.address)
+
+    def asking_for(**resources):
+        models = {"A": {"class_path": "Padim", "init_args": {"folder": str(tmp_path)}}}
+        content = {"models": models, "data": "MVTecAD", "ratios": [0], "seeds": [0], "resources": resources}
+        return sweep_from(content)
+
+    try:
+        # Both nodes together have two cores, and each has some memory.
+        for resources in ({"gpus": 1}, {"cpus": 2}, {"cpus": 1, "memory_gib": 100_000}):
+            with pytest.raises(SweepError, match=r"A asks for .* a cell, and no node of Ray has all of that"):
+                run_sweep(asking_for(**resources), tmp_path / "out", executor, cell(""))
+        for cpus, parallel in ((1, 2), (0.4, 4)):
+            run_sweep(asking_for(cpus=cpus), tmp_path / f"out_{cpus}", executor, cell(""))
+            assert executor.parallel == parallel
     finally:
         executor.close()
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from argparse import ArgumentError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,6 +140,9 @@ def _run(args: Sequence[str], console: Console) -> Audit:
     config_path, config = _configuration(_early_options(args))
     data_from = f"data in {config_path}" if config.get("data") else "--data"
     options = _options(command, args, config.get("data"), data_from)
+    if options.images is not None and options.data is not None:
+        msg = "--images and --data both say which images are audited: leave one of them out."
+        raise AuditError(msg)
     _check_numbers(options)
     checkpoint = _checkpoint(options.ckpt_path)
     # An unknown folder or model is reported before anything heavy is loaded.
@@ -149,6 +153,7 @@ def _run(args: Sequence[str], console: Console) -> Audit:
     datamodule = None
     if folder_images is None and options.data is not None:
         datamodule = _datamodule(command, options, data_from)
+    output = _writable(Path(options.output or run))
 
     model = on_device(device, restored(model_class, checkpoint))
     truth: pd.DataFrame | None = None
@@ -164,7 +169,7 @@ def _run(args: Sequence[str], console: Console) -> Audit:
             return audit_model(
                 model,
                 paths,
-                Path(options.output or run),
+                output,
                 truth=truth,
                 title=run_title(run.resolve()),
                 limit=options.limit,
@@ -224,20 +229,23 @@ def _options(command: ArgumentParser, args: Sequence[str], data: Any, data_from:
             command.set_defaults({"data": data})
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         name = data.get("class_path", data) if isinstance(data, dict) else data
-        msg = f"{data_from}: {name} is no data module that is known here: {innermost(error)}"
+        msg = f"{data_from}: {name} is no data module that is known here: {innermost(error, root='data')}"
         raise AuditError(msg) from error
     try:
         return command.parse_args(list(args))
     except ArgumentError as error:
         of_data = 'key "data' in str(error).partition("\n")[0]
-        raise AuditError(f"{data_from}: {innermost(error)}" if of_data else innermost(error)) from error
+        said = f"{data_from}: {innermost(error, root='data')}" if of_data else innermost(error, prefix="--")
+        raise AuditError(said) from error
 
 
 def _datamodule(command: ArgumentParser, options: Namespace, data_from: str) -> AnomalibDataModule:
     try:
         return command.instantiate_classes(options).data
     except Exception as error:
-        msg = f"{data_from}: {options.data.class_path.rpartition('.')[2]} cannot be made: {innermost(error)}"
+        msg = (
+            f"{data_from}: {options.data.class_path.rpartition('.')[2]} cannot be made: {innermost(error, root='data')}"
+        )
         raise AuditError(msg) from error
 
 
@@ -258,6 +266,21 @@ def _checkpoint(path: str) -> Path:
         msg = f"--ckpt_path: there is no file {checkpoint}."
         raise AuditError(msg)
     return checkpoint
+
+
+def _writable(folder: Path) -> Path:
+    """Make the folder and write to it, so that nobody waits for scores that cannot be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError as error:
+        msg = f"--output: {folder} is a file; name a folder."
+        raise AuditError(msg) from error
+    except OSError as error:
+        msg = f"--output: {folder} cannot be written to ({error.strerror or error}); name another folder."
+        raise AuditError(msg) from error
+    return folder
 
 
 def _progress(console: Console) -> Progress:

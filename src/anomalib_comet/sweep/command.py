@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import signal
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from .cells import cells_of
-from .configuration import Sweep, SweepError, read_sweep
+from .cells import Results, cells_of
+from .configuration import Sweep, SweepError, read_sweep_and_text
 from .executors import InProcess, OnRay, has_ray
-from .run import Progress, result_frame, run_sweep
+from .run import CELLS, CONFIGURATION, FAILED, Progress, result_frame, run_sweep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,7 +50,11 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--in_process", action="store_true", help="Run one cell after another without Ray. Default if it is missing."
     )
-    arguments.add_argument("--dry_run", action="store_true", help="Only check everything and list the cells.")
+    arguments.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="Only check what can be checked without a training, the images included, and list the cells.",
+    )
     arguments.add_argument("--report", action="store_true", help="Only write the report of the cells that are done.")
     return arguments
 
@@ -90,7 +94,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def _run(options: argparse.Namespace, output: Path, console: Console) -> int:
-    sweep = read_sweep(options.config, options.set)
+    sweep, text = read_sweep_and_text(options.config, options.set)
     cells = cells_of(sweep)
     if options.report:
         return _report(sweep, output, console, failed=0)
@@ -104,33 +108,41 @@ def _run(options: argparse.Namespace, output: Path, console: Console) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what anomalib imports
-            from .measuring import check_model, measure_cell  # noqa: PLC0415  # imports anomalib: seconds
+            # imports anomalib: seconds
+            from .measuring import check_model, check_trainer, measure_cell  # noqa: PLC0415
 
+        check_trainer(sweep.trainer, "trainer")
+        for label, entry in sweep.models.items():
+            check_trainer(entry.trainer, f"models.{label}.trainer")
         for label, cell in {cell.model: cell for cell in cells}.items():
             check_model(cell.settings["model"], f"models.{label}")
         console.print(f"{len(cells)} cells {executor.description}; results in {output}", markup=False)
-        _check_data(cells, executor, console)
+        results = Results(output / CELLS)
+        executor.check([cell for cell in cells if results.read(cell) is None])
+        _check_files(cells, executor, console)
         if options.dry_run:
             for cell in cells:
                 console.print(f"{cell.identity}  {cell}", markup=False)
             return 0
-        output.mkdir(parents=True, exist_ok=True)
-        if options.config.resolve() != (output / "sweep.yaml").resolve():
-            shutil.copyfile(options.config, output / "sweep.yaml")
-        progress = run_sweep(sweep, output, executor, measure_cell, lambda state: _tell(state, console))
+        kept = None if options.config.resolve() == (output / CONFIGURATION).resolve() else text
+        progress = run_sweep(sweep, output, executor, measure_cell, lambda state: _tell(state, console), kept)
     finally:
         executor.close()
     return _report(sweep, output, console, failed=len(progress.failed))
 
 
-def _check_data(cells: Sequence[Cell], executor: InProcess | OnRay, console: Console) -> None:
-    from .measuring import check_data  # noqa: PLC0415
+def _check_files(cells: Sequence[Cell], executor: InProcess | OnRay, console: Console) -> None:
+    from .measuring import check_data, check_weights  # noqa: PLC0415
 
+    for path in dict.fromkeys(cell.settings["model"]["backbone_weights"] for cell in cells):
+        if path is not None:
+            executor.call(check_weights, path)
+    smallest = min((cell.settings["ratio"] for cell in cells if cell.settings["ratio"] > 0), default=0.0)
     seen: dict[tuple[Any, bool], Mapping[str, Any]] = {}
     for cell in cells:
         seen.setdefault((cell.settings["category"], cell.settings["overlap"]), cell.settings)
     for (category, overlap), settings in seen.items():
-        counts = executor.call(check_data, settings)
+        counts = executor.call(partial(check_data, smallest=smallest), settings)
         natural = counts.get("train_anomalous_by_nature", 0)
         console.print(
             f"{category or settings['data']['class_path'].rpartition('.')[2]}{', overlap' if overlap else ''}: "
@@ -179,8 +191,12 @@ def _report(sweep: Sweep, output: Path, console: Console, failed: int) -> int:
     from .statistics import beside_published  # noqa: PLC0415  # imports SciPy
 
     frame = result_frame(sweep, output)
+    if frame.empty and failed:
+        msg = f"All {failed} cells failed, see {output / FAILED}; the same command tries them again."
+        console.print(msg, markup=False)
+        return 1
     if frame.empty:
-        msg = f"--output: {output} has no finished cell of this sweep{', all failed' if failed else ''}."
+        msg = f"--output: {output} has no finished cell of this sweep."
         raise SweepError(msg)
     for path in write_report(sweep, frame, output):
         console.print(f"Written: {path}", markup=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,20 @@ METRICS = (
     "audit_ap",
 )
 """Columns of the result that have curves and may be published values, in the order of the report."""
+
+LARGEST_SEED = 2**32 - 1
+"""NumPy takes no larger one."""
+
+RESERVED = {
+    "max_epochs": "max_epochs of the sweep or of a model",
+    "default_root_dir": "--output",
+    "logger": "no logger, as the report has all numbers",
+}
+"""Arguments of Lightning's trainer that a sweep sets itself, and what there is instead."""
+
+LARGEST_TREE = 100_000
+DEEPEST_TREE = 50
+"""Values and levels that a sweep's file may have: a small one can stand for any number, by anchors and aliases."""
 
 T = TypeVar("T")
 
@@ -158,18 +172,35 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
     Raises:
         SweepError: If the file or a change does not describe a sweep.
     """
+    return read_sweep_and_text(path, changes)[0]
+
+
+def read_sweep_and_text(path: Path, changes: Sequence[str] = ()) -> tuple[Sweep, str]:
+    """Read a sweep from a YAML file, and say in YAML what it is after the changes.
+
+    Args:
+        path: The file.
+        changes: Values to replace, as in :func:`read_sweep`.
+
+    Returns:
+        The sweep, and the text of the file; with changes, what it would be with them in it, without its comments.
+
+    Raises:
+        SweepError: If the file or a change does not describe a sweep.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = _loaded(text)
     except OSError as error:
         msg = f"--config: {path} cannot be read: {error.strerror or error}."
         raise SweepError(msg) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         msg = f"--config: {path} is no YAML: {' '.join(str(error).split())}"
         raise SweepError(msg) from error
     if not isinstance(content, dict):
         msg = f"--config: {path} is no sweep: it needs at least `models` and `data`."
         raise SweepError(msg)
-    content = _unshared(content)
+    content = _unshared(content, f"--config: {path}")
     categories = content.get("categories")
     outside = named_outside(content, {change.partition("=")[0] for change in changes})
     if outside:
@@ -179,14 +210,59 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
     sweep = sweep_from(content, part=bool(changes))
     if content.get("categories") != categories:  # a mean over others is not the published one
         sweep = replace(sweep, published=[entry for entry in sweep.published if entry.category is not None])
-    return sweep
+    if changes:
+        content["published"] = [asdict(entry) for entry in sweep.published]
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return sweep, text
 
 
-def _unshared(value: Any) -> Any:
-    """Copy plain data so that what a YAML file writes once and uses twice can be changed in one place."""
-    if isinstance(value, dict):
-        return {key: _unshared(entry) for key, entry in value.items()}
-    return [_unshared(entry) for entry in value] if isinstance(value, list) else value
+def _unshared(value: Any, where: str) -> Any:
+    """Copy plain data so that what a YAML file writes once and uses twice can be changed in one place.
+
+    Args:
+        value: Mappings, lists and what is in them.
+        where: What the message starts with.
+
+    Raises:
+        SweepError: If it is no plain tree: a key is no text, something contains itself, or it is too large or too deep.
+    """
+    left = LARGEST_TREE
+
+    def copied(value: Any, above: tuple[int, ...]) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            msg = f"{where} has more than {LARGEST_TREE} values: a sweep has far fewer."
+            raise SweepError(msg)
+        if not isinstance(value, (dict, list)):
+            return value
+        if id(value) in above:
+            msg = f"{where} has a part that contains itself, by an anchor and its alias: write it out."
+            raise SweepError(msg)
+        if len(above) >= DEEPEST_TREE:
+            msg = f"{where} is nested more than {DEEPEST_TREE} levels deep: a sweep has a few."
+            raise SweepError(msg)
+        inner = (*above, id(value))
+        if isinstance(value, list):
+            return [copied(entry, inner) for entry in value]
+        for key in value:
+            if not isinstance(key, str):
+                msg = f"{where} has a key that is no text, {key!r}: put it in quotes if it is a name."
+                raise SweepError(msg)
+        return {key: copied(entry, inner) for key, entry in value.items()}
+
+    return copied(value, ())
+
+
+def _loaded(text: str) -> Any:
+    """Return what a YAML text says; a ValueError says why it is none."""
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        msg = "it is nested too deeply, or contains itself."
+        raise ValueError(msg) from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _change(content: dict[str, Any], change: str) -> None:
@@ -204,10 +280,11 @@ def _change(content: dict[str, Any], change: str) -> None:
             msg = f"--set {change}: {name} has nothing below it."
             raise SweepError(msg)
     try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = _loaded(text)
+    except ValueError as error:
         msg = f"--set {change}: the value is no YAML."
         raise SweepError(msg) from error
+    place[last] = _unshared(value, f"--set {change}: the value")
 
 
 def sweep_from(content: Mapping[str, Any], part: bool = False) -> Sweep:
@@ -221,7 +298,7 @@ def sweep_from(content: Mapping[str, Any], part: bool = False) -> Sweep:
     Raises:
         SweepError: If a key is unknown or missing, or a value is wrong.
     """
-    plain = dict(content)
+    plain = _unshared(dict(content), "the sweep")
     models = plain.get("models")
     if not isinstance(models, dict) or not models:
         msg = "models: it has to name at least one model, as in `models: {PatchCore: {class_path: Patchcore}}`."
@@ -301,8 +378,8 @@ def _check(sweep: Sweep) -> None:
     if not sweep.ratios or not all(_number(r) and 0 <= r <= 1 for r in sweep.ratios):
         msg = f"ratios: they have to be numbers from 0 to 1, got {sweep.ratios}."
         raise SweepError(msg)
-    if not sweep.seeds or not all(_whole(seed) and seed >= 0 for seed in sweep.seeds):
-        msg = f"seeds: they have to be whole numbers of 0 or more, got {sweep.seeds}."
+    if not sweep.seeds or not all(_whole(seed) and 0 <= seed <= LARGEST_SEED for seed in sweep.seeds):
+        msg = f"seeds: they have to be whole numbers from 0 to {LARGEST_SEED}, got {sweep.seeds}."
         raise SweepError(msg)
     if not sweep.overlap or not all(isinstance(value, bool) for value in sweep.overlap):
         msg = f"overlap: it has to be false, true or [false, true], got {sweep.overlap}."
@@ -330,16 +407,19 @@ def _check_rest(sweep: Sweep) -> None:
         raise SweepError(msg)
     _check_types("data.", sweep.data)
     _check_types("", sweep, "trainer")
+    _check_trainer("trainer", sweep.trainer)
     _check_resources("resources", sweep.resources)
     _check_count("max_epochs", sweep.max_epochs)
     for label, entry in sweep.models.items():
         _check_types(f"models.{label}.", entry)
+        _check_trainer(f"models.{label}.trainer", entry.trainer)
         _check_count(f"models.{label}.max_epochs", entry.max_epochs)
         _check_count(f"models.{label}.train_batch_size", entry.train_batch_size)
         _check_resources(f"models.{label}.resources", entry.resources)
         size = entry.image_size
-        if size is not None and not (isinstance(size, list) and len(size) == 2 and all(map(_whole, size))):  # noqa: PLR2004
-            msg = f"models.{label}.image_size: it has to be [height, width] in pixels, got {size}."
+        whole = isinstance(size, list) and all(_whole(side) and side > 0 for side in size)
+        if size is not None and not (whole and len(size) == 2):  # noqa: PLR2004
+            msg = f"models.{label}.image_size: it has to be [height, width] in pixels, both above 0, got {size}."
             raise SweepError(msg)
     for k, value in enumerate(sweep.published):
         _check_published(f"published[{k}]", value, sweep)
@@ -351,6 +431,24 @@ def _check_types(where: str, entry: Any, *names: str) -> None:
         kind = str if name == "class_path" else dict
         if value is not None and not isinstance(value, kind):
             msg = f"{where}{name}: it has to be {'a name' if kind is str else 'arguments by name'}, got {value!r}."
+            raise SweepError(msg)
+
+
+def _check_trainer(where: str, trainer: Mapping[str, Any]) -> None:
+    """Refuse what the sweep sets, and what Lightning would start more processes for: each would run the whole sweep."""
+    for name, instead in RESERVED.items():
+        if name in trainer:
+            msg = f"{where}.{name}: a sweep sets it itself: leave it out; there is {instead}."
+            raise SweepError(msg)
+    devices, nodes, strategy = trainer.get("devices", 1), trainer.get("num_nodes", 1), trainer.get("strategy", "auto")
+    one = devices == "1" or (_whole(devices) and devices == 1) or (isinstance(devices, list) and len(devices) == 1)
+    for name, value, right, allowed in (
+        ("devices", devices, one, "1, or a list of one such as [0]"),
+        ("num_nodes", nodes, _whole(nodes) and nodes == 1, "1"),
+        ("strategy", strategy, strategy in ("auto", "single_device"), "auto or single_device"),
+    ):
+        if not right:
+            msg = f"{where}.{name}: a cell trains on one device, so it has to be {allowed}, got {value}."
             raise SweepError(msg)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from .cells import Cell
+    from .configuration import Resources
 
     CellFunction = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -82,6 +83,9 @@ class InProcess:
         """Call a function where the cells run."""
         return function(argument)
 
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Accept all cells: their resources are not looked at."""
+
     def close(self) -> None:
         """Do nothing: there is nothing to close."""
 
@@ -126,15 +130,14 @@ class OnRay:
             except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
                 msg = f"--address: Ray does not answer at {address}: {' '.join(str(error).split())[:200]}"
                 raise SweepError(msg) from error
-        self._available = ray.cluster_resources()
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        cpus, gpus = (self._available.get(name, 0) for name in ("CPU", "GPU"))
+        available, nodes = ray.cluster_resources(), len(self._nodes())
+        cpus, gpus = (available.get(name, 0) for name in ("CPU", "GPU"))
         self.description = f"on Ray: {nodes} node{'s' * (nodes != 1)}, {cpus:g} CPUs, {gpus:g} GPUs"
         self.parallel = 1
 
     def _options(self, cell: Cell) -> dict[str, Any]:
-        r = cell.resources
-        memory = {} if r.memory_gib is None else {"memory": int(r.memory_gib * 2**30)}
+        r, wanted = cell.resources, _wanted(cell.resources)
+        memory = {} if r.memory_gib is None else {"memory": wanted["memory"]}
         return {"num_cpus": r.cpus, "num_gpus": r.gpus, **memory, "max_retries": self._retries}
 
     def run(self, cells: Sequence[Cell], function: CellFunction) -> Iterator[Outcome]:
@@ -145,15 +148,14 @@ class OnRay:
             function: Makes a row of a cell's settings.
 
         Raises:
-            SweepError: If a cell asks for more than the whole cluster has.
+            SweepError: If a cell asks for more than any node has.
         """
         ray = self._ray
-        for cell in cells:
-            self._check_resources(cell)
-        # The memory that Ray keeps for a task is no whole number of tasks: what runs at once is only an estimate.
-        share = max((cell.resources.cpus / self._available.get("CPU", 1) for cell in cells), default=1)
-        gpu = max((cell.resources.gpus / max(self._available.get("GPU", 0), 1e-9) for cell in cells), default=0)
-        self.parallel = max(1, int(1 / max(share, gpu)))
+        self.check(cells)
+        # As if all cells asked for as much as the one that asks for most: what runs at once is only an estimate.
+        wanted = [_wanted(cell.resources) for cell in cells]
+        most = {name: max(each[name] for each in wanted) for name in (wanted[0] if wanted else ())}
+        self.parallel = max(1, sum(_times(most, node) for node in self._nodes()))
         task = ray.remote(_remote_attempt)
         where = os.getcwd()  # noqa: PTH109
         pending = {task.options(**self._options(c)).remote(function, dict(c.settings), where): c for c in cells}
@@ -174,12 +176,27 @@ class OnRay:
                 with suppress(Exception):  # the cluster may be gone
                     ray.cancel(reference, force=True)
 
-    def _check_resources(self, cell: Cell) -> None:
-        for name, wanted in (("CPU", cell.resources.cpus), ("GPU", cell.resources.gpus)):
-            if wanted > self._available.get(name, 0):
-                has = self._available.get(name, 0)
-                msg = f"resources: {cell.model} asks for {wanted:g} {name}s a cell, and Ray has {has:g}."
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Refuse a cell for which Ray would wait for ever, as it fits no node.
+
+        Args:
+            cells: The cells.
+
+        Raises:
+            SweepError: If a cell asks for more than any node has.
+        """
+        nodes = self._nodes()
+        for model, resources in dict.fromkeys((cell.model, cell.resources) for cell in cells):
+            if not any(_times(_wanted(resources), node) for node in nodes):
+                has = "; ".join(sorted({_in_words(node) for node in nodes}))
+                msg = (
+                    f"resources: {model} asks for {_in_words(_wanted(resources))} a cell, and no node of Ray has all "
+                    f"of that; they have {has}."
+                )
                 raise SweepError(msg)
+
+    def _nodes(self) -> list[dict[str, float]]:
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """Call a function on a machine of the cluster, and raise what it raises."""
@@ -195,6 +212,22 @@ class OnRay:
         """Leave the cluster, or end the one that was started here."""
         if self._owner:
             self._ray.shutdown()
+
+
+def _wanted(resources: Resources) -> dict[str, float]:
+    """Return what a cell asks for, by the names that Ray has for it."""
+    memory = int((resources.memory_gib or 0) * 2**30)
+    return {"CPU": resources.cpus, "GPU": resources.gpus, "memory": memory}
+
+
+def _times(wanted: Mapping[str, float], node: Mapping[str, float]) -> int:
+    """Return how often a node has what is wanted."""
+    return int(min((node.get(name, 0) / value + 1e-9 for name, value in wanted.items() if value), default=0))
+
+
+def _in_words(resources: Mapping[str, float]) -> str:
+    cpus, gpus, memory = (resources.get(name, 0) for name in ("CPU", "GPU", "memory"))
+    return f"{cpus:g} CPUs, {gpus:g} GPUs and {memory / 2**30:.3g} GiB"
 
 
 def _check_answers(address: str | None) -> None:

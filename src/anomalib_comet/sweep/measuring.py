@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import inspect
 import logging
+import math
 import platform
 import random
 import shutil
@@ -30,6 +32,7 @@ from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from anomalib_comet import plugin
@@ -37,6 +40,7 @@ from anomalib_comet.audit.evaluation import average_precision
 from anomalib_comet.audit.report import training_frame
 from anomalib_comet.backbones import timm_name_without_download
 from anomalib_comet.data import ContaminatedDataModule
+from anomalib_comet.data.contamination.protocol import injected_count
 from anomalib_comet.parsing import accepted_arguments, innermost, sentence
 
 from .configuration import SweepError
@@ -111,9 +115,57 @@ def check_model(entry: Mapping[str, Any], where: str) -> None:
         SweepError: If the class or an argument is unknown or wrong, or it does not train on the images.
     """
     _, model_class = _parsed(AnomalibModule, entry["class_path"], entry["init_args"], where)
+    if entry.get("backbone_weights") is not None and "backbone_weights" not in accepted_arguments(model_class):
+        _backbone_of(model_class, entry["init_args"], where)
     with contextlib.suppress(AttributeError):  # of some it depends on the arguments: build_model looks again
         kind = inspect.getattr_static(model_class, "learning_type")
         _refuse_untrained(kind.fget(None) if isinstance(kind, property) and kind.fget else kind, model_class, where)
+
+
+def check_trainer(trainer: Mapping[str, Any], where: str) -> None:
+    """Refuse arguments that Lightning's trainer does not have.
+
+    Args:
+        trainer: ``trainer`` of a sweep or of one of its models.
+        where: What the message starts with.
+
+    Raises:
+        SweepError: If there is one.
+    """
+    known = set(inspect.signature(Trainer).parameters)
+    for name in trainer:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            msg = f"{where}.{name}: Lightning's trainer has no such argument{hint}"
+            raise SweepError(msg)
+
+
+def check_weights(path: str) -> None:
+    """Refuse a file of weights that is not there.
+
+    Args:
+        path: ``backbone_weights`` of a model.
+
+    Raises:
+        SweepError: If there is no such file.
+    """
+    if not Path(path).is_file():
+        msg = f"backbone_weights: there is no file {path}."
+        raise SweepError(msg)
+
+
+def _backbone_of(model_class: type, given: Mapping[str, Any], where: str) -> str:
+    """Return the name of the backbone whose weights come from a file: the one given, else the model's default."""
+    parameter = inspect.signature(model_class).parameters.get("backbone")
+    name = given.get("backbone", None if parameter is None else parameter.default)
+    if parameter is None or not isinstance(name, str):
+        msg = (
+            f"{where}: backbone_weights are for a model that takes the name of a timm model as its backbone, and "
+            f"{model_class.__name__} does not: leave them out."
+        )
+        raise SweepError(msg)
+    return name
 
 
 def _refuse_untrained(kind: Any, model_class: type, where: str) -> None:
@@ -122,17 +174,18 @@ def _refuse_untrained(kind: Any, model_class: type, where: str) -> None:
         raise SweepError(msg)
 
 
-def check_data(settings: Mapping[str, Any]) -> dict[str, Any]:
+def check_data(settings: Mapping[str, Any], smallest: float = 0.0) -> dict[str, Any]:
     """Read the folders of a cell's images, or download or render them, and draw for the largest ratio.
 
     Args:
         settings: Those of a cell.
+        smallest: Smallest ratio above 0 of the sweep, which has to give an anomaly; 0 if there is none.
 
     Returns:
         Counts as in the result.
 
     Raises:
-        SweepError: If the data module cannot be made, or has too few anomalies.
+        SweepError: If the data module cannot be made, or has too few anomalies or too few normal images.
     """
     largest = {**settings, "ratio": settings["max_ratio"]}
     data = contaminated_data(largest)
@@ -149,6 +202,15 @@ def check_data(settings: Mapping[str, Any]) -> dict[str, Any]:
         left = f"{counts['test_normal']} normal and {counts['test_anomalous']} anomalous"
         msg = (
             f"ratios: with r = {settings['max_ratio']:g} the test set of {name} has {left} images; it needs both kinds."
+        )
+        raise SweepError(msg)
+    truth = data.contamination
+    normal = int((~truth["injected"] | truth["natural"]).sum())  # the images that a ratio is of
+    if smallest and not injected_count(smallest, normal):
+        name = settings["category"] or settings["data"]["class_path"]
+        msg = (
+            f"ratios: {smallest:g} of the {normal} normal training images of {name} is less than one anomaly; use 0, "
+            f"or at least {math.ceil(10_000 / normal) / 10_000:g}."
         )
         raise SweepError(msg)
     return counts
@@ -205,7 +267,8 @@ def build_model(entry: Mapping[str, Any], seed: int) -> AnomalibModule:
         if weights is None:
             model = _parsed(AnomalibModule, entry["class_path"], given, "models")[0]()
         else:
-            with timm_name_without_download(given["backbone"], weights) as name:
+            backbone = _backbone_of(model_class, given, "models")
+            with timm_name_without_download(backbone, weights) as name:
                 model = _parsed(AnomalibModule, entry["class_path"], {**given, "backbone": name}, "models")[0]()
     except (ValueError, TypeError, OSError, KeyError) as error:
         msg = f"models: {model_class.__name__} cannot be built: {sentence(error)}"
@@ -222,7 +285,7 @@ def _parsed(base: type, class_path: str, init_args: Mapping[str, Any], where: st
     try:
         parsed = parser.parse_object({"it": {"class_path": class_path, "init_args": dict(init_args)}})
     except Exception as error:  # its class differs between versions of jsonargparse
-        said = innermost(error)
+        said = innermost(error, root="it")
         if "dot import path" in said:
             said = f"there is no such {base.__name__}; a name or a dotted path that can be imported would work."
         msg = f"{where}: {class_path}: {said}"

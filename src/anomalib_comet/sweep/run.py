@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CELLS = "cells"
 FAILED = "failed"
 LOCK = "sweep.lock"
+CONFIGURATION = "sweep.yaml"
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Progress:
         total: Number of cells of the sweep.
         done: Cells with a result.
         failed: Outcomes of cells without one.
-        remaining: Estimate of the remaining time in seconds; ``None`` before the first cell has ended.
+        remaining: Estimate of the remaining time in seconds; ``None`` before the first cell is done.
         last: The outcome of the cell that ended last.
     """
 
@@ -76,6 +77,7 @@ def run_sweep(
     executor: InProcess | OnRay,
     function: CellFunction,
     tell: Callable[[Progress], Any] = lambda _: None,
+    configuration: str | None = None,
 ) -> Progress:
     """Run all cells that have no result yet.
 
@@ -85,6 +87,7 @@ def run_sweep(
         executor: Where cells run.
         function: Makes a row of a cell's settings.
         tell: Called at the start and whenever a cell has ended.
+        configuration: Text of the sweep's file, kept as ``sweep.yaml`` in the folder; ``None`` to keep none.
 
     Returns:
         The state at the end.
@@ -101,6 +104,8 @@ def run_sweep(
         msg = f"--output: another sweep is running in {output}; wait for it, or choose another folder."
         raise SweepError(msg) from None
     with lock:
+        if configuration is not None:  # not before: the one of a running sweep stays
+            (output / CONFIGURATION).write_text(configuration, encoding="utf-8")
         results = Results(output / CELLS)
         results.clean()
         cells = cells_of(sweep)
@@ -122,7 +127,7 @@ def run_sweep(
                     results.write(outcome.cell, outcome.row)
                     log.unlink(missing_ok=True)
                     progress.done += 1
-                seconds[outcome.cell.model].append(outcome.seconds)
+                    seconds[outcome.cell.model].append(outcome.seconds)  # a failure says nothing of how long one takes
                 progress.last = outcome
                 progress.remaining = remaining_seconds(
                     seconds, [cell.model for cell in pending.values()], executor.parallel

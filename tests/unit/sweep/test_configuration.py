@@ -8,6 +8,7 @@ import json
 import pytest
 
 from anomalib_comet.sweep import SweepError, cells_of, read_sweep, sweep_from
+from anomalib_comet.sweep.configuration import read_sweep_and_text
 
 SMALL = {"models": {"A": {"class_path": "Padim"}}, "data": {"class_path": "MVTecAD"}}
 
@@ -93,6 +94,15 @@ def test_a_part_of_a_published_sweep_keeps_only_the_values_that_it_can_measure(t
     assert read_sweep(path, ["categories=[bottle]"]).published == []
 
 
+def test_the_text_of_a_sweep_is_what_ran(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"# a comment{PUBLISHED}")
+    assert read_sweep_and_text(path)[1] == path.read_text()
+    sweep, text = read_sweep_and_text(path, ["categories=[grid]", "models.A.init_args={n_features: 3}"])
+    path.write_text(text)
+    assert read_sweep(path) == sweep
+
+
 def test_a_batch_size_of_one_model_goes_before_that_of_the_data(tmp_path):
     path = tmp_path / "sweep.yaml"
     path.write_text(PUBLISHED)
@@ -132,12 +142,26 @@ def test_a_change_of_one_model_leaves_the_one_that_shares_its_arguments(tmp_path
         ({"ratios": [0, 1.5]}, "ratios: they have to be numbers from 0 to 1"),
         ({"ratios": [0.1, 0.1]}, "ratios: a value occurs twice"),
         ({"seeds": [-1]}, "seeds: they have to be whole numbers"),
+        ({"seeds": [2**32]}, "seeds: they have to be whole numbers from 0 to 4294967295"),
+        ({"models": {"A": {"class_path": "Padim", "image_size": [0, 64]}}}, "both above 0, got [0, 64]"),
+        ({"models": {"A": {"class_path": "Padim", "image_size": [64]}}}, "has to be [height, width]"),
+        ({"trainer": {"max_epochs": 3}}, "trainer.max_epochs: a sweep sets it itself: leave it out"),
+        ({"trainer": {"default_root_dir": "x"}}, "there is --output"),
+        ({"models": {"A": {"class_path": "Padim", "trainer": {"logger": True}}}}, "models.A.trainer.logger: a sweep"),
         ({"overlap": "yes"}, "overlap: it has to be"),
         ({"max_epochs": 0}, "max_epochs: it has to be a whole number of at least 1"),
         ({"val_split_ratio": 1}, "val_split_ratio"),
         ({"resources": {"cpus": 0}}, "resources: cpus has to be above 0"),
         ({"resources": {"gpus": 1.5}}, "above 1 it has to be a whole number"),
         ({"trainer": "cpu"}, "trainer: it has to be arguments by name"),
+        ({"trainer": {"devices": 2, "strategy": "ddp"}}, "trainer.devices: a cell trains on one device, so it has to"),
+        ({"trainer": {"devices": "auto"}}, "has to be 1, or a list of one such as [0], got auto"),
+        ({"trainer": {"devices": [0, 1]}}, "trainer.devices: a cell trains on one device"),
+        ({"trainer": {"num_nodes": 2}}, "trainer.num_nodes: a cell trains on one device"),
+        (
+            {"models": {"A": {"class_path": "Padim", "trainer": {"strategy": "ddp_spawn"}}}},
+            "models.A.trainer.strategy: a cell trains on one device, so it has to be auto or single_device",
+        ),
         ({"categories": ["a"], "data": {"class_path": "X", "init_args": {"category": "a"}}}, "the same thing twice"),
         (
             {"published": [{"model": "B", "metric": "image_auroc", "value": 0.9, "source": "s", "ratio": 0}]},
@@ -160,6 +184,15 @@ def test_what_is_wrong_is_said_in_one_sentence(changes, said):
     assert "\n" not in str(raised.value)
 
 
+BILLION = "a0: &a0 [1, 1]\n" + "".join(f"a{k + 1}: &a{k + 1} [*a{k}, *a{k}]\n" for k in range(30))
+
+
+@pytest.mark.parametrize("devices", [1, "1", [1]])
+def test_one_device_may_be_named(devices):
+    trainer = {"devices": devices, "num_nodes": 1, "strategy": "single_device"}
+    assert sweep_from({**SMALL, "trainer": trainer}).trainer == trainer
+
+
 @pytest.mark.parametrize(
     ("text", "change", "said"),
     [
@@ -167,6 +200,14 @@ def test_what_is_wrong_is_said_in_one_sentence(changes, said):
         ("a: [\n", [], "is no YAML"),
         (None, [], "cannot be read"),
         ("models: {A: Padim}\ndata: MVTecAD\n", ["seeds"], "KEY=VALUE"),
+        ("models: &a {x: *a}\ndata: MVTecAD\n", [], "has a part that contains itself"),
+        ("models: {A: {class_path: Padim, init_args: {1: a, b: c}}}\ndata: MVTecAD\n", [], "key that is no text, 1:"),
+        ("models: {A: Padim}\ndata: MVTecAD\n", ["models.A.init_args={1: a}"], "--set models.A.* no text, 1:"),
+        ("models: {A: Padim}\ndata: MVTecAD\n", ["seeds=&a [*a]"], "--set seeds.* contains itself"),
+        (BILLION, [], "more than 100000 values"),
+        ("a: " + "[" * 100 + "]" * 100, [], "more than 50 levels deep"),
+        ("a: " + "[" * 3000 + "]" * 3000, [], "is no YAML: it is nested too deeply"),
+        ("a: 2020-99-99\n", [], "is no YAML"),
         ("models: {A: Padim}\ndata: MVTecAD\n", ["max_epochs=3", "max_epochs.x=3"], "max_epochs has nothing below it"),
     ],
 )

@@ -9,8 +9,10 @@ import pytest
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from anomalib_comet.sweep import Results, SweepError, cells_of, result_frame, run_sweep, sweep_from
+from anomalib_comet.sweep.command import _report
 from anomalib_comet.sweep.executors import InProcess
 from anomalib_comet.sweep.run import remaining_seconds
 
@@ -99,6 +101,23 @@ def test_a_failing_cell_does_not_end_the_others_and_is_tried_again(tmp_path):
     assert not list((tmp_path / "failed").iterdir())
 
 
+def test_a_sweep_whose_cells_all_fail_ends_with_1_and_says_where_to_look(tmp_path, capsys):
+    state = run_sweep(SWEEP, tmp_path, InProcess(), Cells(fail=lambda _: True))
+    assert _report(SWEEP, tmp_path, Console(soft_wrap=True), failed=len(state.failed)) == 1
+    assert f"All 8 cells failed, see {tmp_path / 'failed'}" in capsys.readouterr().out
+    with pytest.raises(SweepError, match=r"--output: .* has no finished cell of this sweep"):
+        _report(SWEEP, tmp_path, Console(), failed=0)
+
+
+def test_failed_cells_are_no_durations(tmp_path):
+    told = []
+    run_sweep(
+        SWEEP, tmp_path, InProcess(), Cells(fail=lambda s: s["seed"] == 0), lambda state: told.append(state.remaining)
+    )
+    assert told[:5] == [None] * 5
+    assert None not in told[5:]
+
+
 def test_table_is_tidy_and_in_order(tmp_path):
     run_sweep(SWEEP, tmp_path, InProcess(), Cells())
     frame = result_frame(SWEEP, tmp_path)
@@ -112,6 +131,13 @@ def test_table_is_tidy_and_in_order(tmp_path):
 def test_two_sweeps_in_one_folder_are_refused(tmp_path):
     with FileLock(tmp_path / "sweep.lock"), pytest.raises(SweepError, match="another sweep is running"):
         run_sweep(SWEEP, tmp_path, InProcess(), Cells())
+
+
+def test_a_refused_sweep_leaves_the_configuration_of_the_running_one(tmp_path):
+    run_sweep(SWEEP, tmp_path, InProcess(), Cells(), configuration="first")
+    with FileLock(tmp_path / "sweep.lock"), pytest.raises(SweepError, match="another sweep is running"):
+        run_sweep(SWEEP, tmp_path, InProcess(), Cells(), configuration="second")
+    assert (tmp_path / "sweep.yaml").read_text() == "first"
 
 
 def test_remaining_time_by_hand():
