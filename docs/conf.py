@@ -56,6 +56,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(anomalib|lightning|np|numpy|pd|sklearn|torch)\..*"),
     ("py:class", r"Anomalib(DataModule|Module)|ArrayLike|Evaluator|Path|P(re|ost)Processor|Transform|Visualizer"),
     ("py:class", r"(Test|Val)SplitMode"),
+    ("py:exc", r"NonFiniteTrainingError"),  # a RuntimeError, whose page is docs/faults.md
     ("py:class", r"anomalib_comet\..*\.(CheckpointWriter|DataEntry|FrozenFeatures|InStep|LocalBackbone)"),
     ("py:data", r"[A-Z_]+"),
     ("py:meth", r"setup"),

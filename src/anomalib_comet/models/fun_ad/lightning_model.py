@@ -117,7 +117,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             that does not vouch for itself. 0 for the nearest vector, as published. Defaults to ``0.25``.
         bank_vectors (int | None): Largest number of vectors in the bank (ours): beyond it, some patches of every image
             of the bank are drawn at random, one at least, and with ``neighbour_share`` above 0 some of the images,
-            where there are too many for :data:`.memory_bank.PATCHES_PER_IMAGE` patches each. ``None`` for no bound,
+            where there are too many for 100 patches each. ``None`` for no bound,
             as published. Defaults to ``100000``.
         exclude (str): What a patch is not compared with: ``"patch"`` itself, as published, or ``"image"`` all patches
             of its own image (ours), where the nearest relatives of a defect lie. Defaults to ``"image"``.
