@@ -28,6 +28,9 @@ NAMES = {
     "f1_max": "F1 at the best threshold for the test set",
     "audit_ap": "Average precision of finding injected images",
 }
+MANY_MODELS = 5
+"""Models that a legend inside the axes has room for."""
+
 MIN_SEEDS = 3
 """Seeds that a band needs."""
 
@@ -50,10 +53,16 @@ def curve_figure(curves: pd.DataFrame, metric: str, overlap: bool) -> Figure | N
     part = curves[(curves["metric"] == metric) & (curves["overlap"] == overlap)]
     if part.empty:
         return None
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    # Of all metrics, so that a model without this one does not change the colours of the others.
+    models = list(curves["model"].unique())
+    many = len(models) > MANY_MODELS
+    figure = Figure(figsize=(5.2, 4.4 if many else 3.6), layout="constrained")
     axes = figure.add_subplot()
-    draw_curves(axes, part, metric)
-    axes.legend(frameon=False, fontsize=8)
+    draw_curves(axes, part, metric, models)
+    if many:  # a legend inside would hide curves
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    else:
+        axes.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -75,7 +84,7 @@ def draw_curves(axes: Axes, part: pd.DataFrame, metric: str, order: Sequence[str
         colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
         axes.plot(line["ratio"], line["mean"], color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=model)
         enough = line[line["seeds"] >= MIN_SEEDS]  # of two seeds, the interval is as wide as everything
-        axes.fill_between(enough["ratio"], enough["low"], enough["high"], color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(enough["ratio"], enough["low"], enough["high"], color=colour, alpha=0.1, linewidth=0)
     # The bands of few seeds are wide: they are cut where the scale ends, so that the lines can be told apart.
     low, high = part["mean"].min(), part["mean"].max()
     margin = max(0.02, 0.35 * (high - low))
