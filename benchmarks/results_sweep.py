@@ -56,11 +56,16 @@ def measure(arguments: argparse.Namespace) -> None:
         take(output / "results.csv", name)
 
 
+def kept(name: str) -> Path:
+    """Return the file of a sweep's table in the documentation."""
+    return DOCS / "results" / f"{name.replace('results', 'sweep')}.csv"
+
+
 def take(table: Path, name: str) -> None:
     """Write the columns of a sweep's table that others can compare with into the documentation."""
     frame = pd.read_csv(table)
     frame = frame.drop(columns=[column for column in LEFT_OUT if column in frame])
-    frame.round(4).to_csv(DOCS / "results" / f"{name.replace('results', 'sweep')}.csv", index=False)
+    frame.round(4).to_csv(kept(name), index=False)
 
 
 def main() -> None:
@@ -72,7 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.root is not None:
         measure(arguments)
-    tables = {name: pd.read_csv(DOCS / "results" / f"{name.replace('results', 'sweep')}.csv") for name in SWEEPS}
+    tables = {name: pd.read_csv(kept(name)) for name in SWEEPS}
     order = list(yaml.safe_load((CONFIGS / f"{SWEEPS[0]}.yaml").read_text(encoding="utf-8"))["models"])
     figure = Figure(figsize=(9.0, 7.2), layout="constrained")
     axes = figure.subplots(len(METRICS), len(PANELS))

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import inspect
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 KEY = re.compile(r'(?:Parser )?key "([^"]+)":')
 """How jsonargparse names the argument that the lines below are about."""
@@ -18,8 +22,11 @@ def sentence(error: BaseException) -> str:
     Args:
         error: Any error.
     """
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2]) if lines else type(error).__name__
+    return _shortened(str(error).splitlines()) or type(error).__name__
+
+
+def _shortened(lines: Sequence[str]) -> str:
+    text = " ".join([" ".join(line.split()) for line in lines if line.strip()][:2])
     return text if len(text) <= 400 else f"{text[:400]}..."  # noqa: PLR2004
 
 
@@ -41,9 +48,9 @@ def innermost(error: BaseException, root: str = "", prefix: str = "") -> str:
     if not tried:
         return type(error).__name__
     start = max((k + 1 for k, line in enumerate(tried[:-1]) if line.endswith(":")), default=0)
-    said = sentence(ValueError("\n".join(tried[start:])))
+    said = _shortened(tried[start:])
     if given and said.startswith("Expected a <class") and "Got value" not in said:
-        said = sentence(ValueError(f"{said}. Got value: {given}"))
+        said = _shortened([f"{said}. Got value: {given}"])
     name = next((found[1] for line in reversed(tried) if (found := KEY.match(line))), root)
     name = "" if name == root else name.removeprefix(f"{root}.").removeprefix("init_args.")
     return f"{prefix}{name}: {said}" if name else said

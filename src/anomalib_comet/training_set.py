@@ -22,6 +22,8 @@ from .distributed import Ranks
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from lightning.pytorch import Trainer
+
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
@@ -33,6 +35,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+def ends_training(trainer: Trainer) -> bool:
+    """Return whether the batch that has just ended is the last of the training, by epochs or by steps.
+
+    Args:
+        trainer: The trainer, in a hook at the end of a batch.
+    """
+    by_epochs = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+    return by_epochs or 0 < trainer.max_steps <= trainer.global_step
 
 
 class TrainingSet:

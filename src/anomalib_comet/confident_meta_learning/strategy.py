@@ -28,7 +28,7 @@ from anomalib_comet.checkpoints import CheckpointWriter
 from anomalib_comet.distributed import InStep, Ranks
 from anomalib_comet.files import may_fail
 from anomalib_comet.guard import with_guard
-from anomalib_comet.training_set import TrainingSet
+from anomalib_comet.training_set import TrainingSet, ends_training
 
 from .confidence import anchored_scores
 from .cross_fit import cross_fitted_scores
@@ -435,14 +435,13 @@ class ConfidentMetaLearning(CheckpointWriter, InStep, _Detector):  # type: ignor
             **kwargs: Unused.
         """
         super().on_train_batch_end(*args, **kwargs)
-        stops_here = 0 < self.trainer.max_steps <= self.global_step
-        if not (self.trainer.is_last_batch or stops_here):
+        last = ends_training(self.trainer)
+        if not (self.trainer.is_last_batch or last):
             return
         ranks = Ranks.of(self)
         ranks.copy_state(self, parameters=False)  # running statistics of batch norm are every process's own
         done = self.current_epoch + 1
         due = done >= self.warmup_epochs and (done - self.warmup_epochs) % self.refresh_epochs == 0
-        last = done == self.trainer.max_epochs or stops_here
         if last or (due and self.use_weights):
             self.refresh_confidence()
         self.history.close_epoch(self.current_epoch, ranks.mean)

@@ -73,6 +73,11 @@ class FrozenFeatures(CheckpointWriter, InStep, LocalBackbone):  # type: ignore[m
         datamodule = getattr(trainer, "datamodule", None) if trainer is not None else None
         return datamodule is not None and getattr(datamodule, "train_augmentations", None) is None
 
+    @property
+    def fits_afresh(self) -> bool:
+        """Whether the fit that runs resumes nothing: neither a checkpoint nor a fit of the same trainer before."""
+        return self._trainer is not None and self.current_epoch == 0 and not self.trainer.ckpt_path
+
     def next_generator(self) -> torch.Generator:
         """Return a generator on the CPU, seeded by the number of draws so far, which is part of a checkpoint."""
         self._draws += 1

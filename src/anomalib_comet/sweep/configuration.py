@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from anomalib_comet.arguments import is_whole
+
 from .places import named_outside
 
 METRICS = (
@@ -378,7 +380,7 @@ def _check(sweep: Sweep) -> None:
     if not sweep.ratios or not all(_number(r) and 0 <= r <= 1 for r in sweep.ratios):
         msg = f"ratios: they have to be numbers from 0 to 1, got {sweep.ratios}."
         raise SweepError(msg)
-    if not sweep.seeds or not all(_whole(seed) and 0 <= seed <= LARGEST_SEED for seed in sweep.seeds):
+    if not sweep.seeds or not all(is_whole(seed, 0) and seed <= LARGEST_SEED for seed in sweep.seeds):
         msg = f"seeds: they have to be whole numbers from 0 to {LARGEST_SEED}, got {sweep.seeds}."
         raise SweepError(msg)
     if not sweep.overlap or not all(isinstance(value, bool) for value in sweep.overlap):
@@ -402,7 +404,7 @@ def _check_rest(sweep: Sweep) -> None:
     if not _number(sweep.val_split_ratio) or not 0 <= sweep.val_split_ratio < 1:
         msg = f"val_split_ratio: it has to be from 0 to below 1, got {sweep.val_split_ratio}."
         raise SweepError(msg)
-    if not _whole(sweep.retries) or sweep.retries < 0:
+    if not is_whole(sweep.retries, 0):
         msg = f"retries: it has to be a whole number of 0 or more, got {sweep.retries}."
         raise SweepError(msg)
     _check_types("data.", sweep.data)
@@ -417,7 +419,7 @@ def _check_rest(sweep: Sweep) -> None:
         _check_count(f"models.{label}.train_batch_size", entry.train_batch_size)
         _check_resources(f"models.{label}.resources", entry.resources)
         size = entry.image_size
-        whole = isinstance(size, list) and all(_whole(side) and side > 0 for side in size)
+        whole = isinstance(size, list) and all(is_whole(side, 1) for side in size)
         if size is not None and not (whole and len(size) == 2):  # noqa: PLR2004
             msg = f"models.{label}.image_size: it has to be [height, width] in pixels, both above 0, got {size}."
             raise SweepError(msg)
@@ -441,10 +443,10 @@ def _check_trainer(where: str, trainer: Mapping[str, Any]) -> None:
             msg = f"{where}.{name}: a sweep sets it itself: leave it out; there is {instead}."
             raise SweepError(msg)
     devices, nodes, strategy = trainer.get("devices", 1), trainer.get("num_nodes", 1), trainer.get("strategy", "auto")
-    one = devices == "1" or (_whole(devices) and devices == 1) or (isinstance(devices, list) and len(devices) == 1)
+    one = devices == "1" or (is_whole(devices, 1) and devices == 1) or (isinstance(devices, list) and len(devices) == 1)
     for name, value, right, allowed in (
         ("devices", devices, one, "1, or a list of one such as [0]"),
-        ("num_nodes", nodes, _whole(nodes) and nodes == 1, "1"),
+        ("num_nodes", nodes, is_whole(nodes, 1) and nodes == 1, "1"),
         ("strategy", strategy, strategy in ("auto", "single_device"), "auto or single_device"),
     ):
         if not right:
@@ -453,7 +455,7 @@ def _check_trainer(where: str, trainer: Mapping[str, Any]) -> None:
 
 
 def _check_count(where: str, value: int | None) -> None:
-    if value is not None and not (_whole(value) and value >= 1):
+    if value is not None and not is_whole(value, 1):
         msg = f"{where}: it has to be a whole number of at least 1, got {value}."
         raise SweepError(msg)
 
@@ -494,7 +496,3 @@ def _check_published(where: str, entry: Published, sweep: Sweep) -> None:
 
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -33,7 +33,7 @@ from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command
 from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
-from anomalib_comet.arguments import is_whole
+from anomalib_comet.arguments import is_number, is_whole
 from anomalib_comet.backbones import FeatureScaling
 from anomalib_comet.distributed import Ranks
 from anomalib_comet.models.frozen_features import (
@@ -44,7 +44,7 @@ from anomalib_comet.models.frozen_features import (
     refuse_half_precision,
     resizing_pre_processor,
 )
-from anomalib_comet.training_set import TrainingSet, evaluating
+from anomalib_comet.training_set import TrainingSet, ends_training, evaluating
 
 from .collecting import collected
 from .feature_store import fingerprint
@@ -224,7 +224,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             },
             one={"rebuild_epochs": rebuild_epochs, "train_patches": train_patches, "pair_patches": pair_patches},
         )
-        if not 0 < lr < float("inf"):
+        if not is_number(lr) or lr == 0:
             msg = f"lr must be above zero, got {lr}."
             raise ValueError(msg)
         if synthetic_noise and target != "labels":
@@ -331,8 +331,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         ranks = Ranks.of(self)
         self._training_features = TrainingFeatures(self.model, store, ranks)
         self._forget_other_images(store.key)
-        goes_on = self._trainer is None or self.trainer.global_step > 0
-        self.bank.start(self._training_features, f"{self.model.patch_pool} {self.model.patch_scaling.scaling}", goes_on)
+        settings = f"{self.model.patch_pool} {self.model.patch_scaling.scaling}"
+        self.bank.start(self._training_features, settings, goes_on=not self.fits_afresh)
         spread = self._training_features.fit_scaling()
         ranks.copy_state(self, parameters=False)
         self._spread = ranks.first(spread.cpu()).to(spread)
@@ -517,9 +517,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             **kwargs: Unused.
         """
         super().on_train_batch_end(*args, **kwargs)
-        trainer = self.trainer
-        is_last = trainer.is_last_batch and self.current_epoch + 1 == trainer.max_epochs
-        if is_last or 0 < trainer.max_steps <= self.global_step:
+        if ends_training(self.trainer):
             with evaluating(self.model):
                 self.bank.score(self.training_features, self.model)
 
@@ -592,7 +590,7 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
 
 def _check_at_least(zero: dict[str, float], one: dict[str, int | None]) -> None:
     for name, value in zero.items():
-        if not 0 <= value < float("inf"):
+        if not is_number(value):
             msg = f"{name} must not be negative, got {value}."
             raise ValueError(msg)
     for name, count in one.items():

@@ -104,32 +104,33 @@ def kth_nearest_image(query: torch.Tensor, bank: torch.Tensor, k: int, own: torc
         >>> kth_nearest_image(torch.tensor([[0.0]]), bank, k=2, own=torch.tensor([0]))
         tensor([25.])
     """
-    n_images, n_vectors, width = bank.shape
-    query, flat = query.detach().float(), bank.detach().float().to(query.device).reshape(-1, width)
+    query, flat = query.detach().float(), bank.detach().float().to(query.device).reshape(-1, bank.shape[2])
     own = own.to(query.device)
     # Matrix products lose what tells far vectors apart; around their mean they are near.
     middle = flat.mean(0) if len(flat) else 0.0
     query, flat = query - middle, flat - middle
-    squares = flat.square().sum(1)
     size = max(1, CHUNK_VALUES // max(1, len(flat)))
-    parts = []
-    for start in range(0, len(query), size):
-        part = query[start : start + size]
-        distances = torch.addmm(squares[None], part, flat.T, alpha=-2.0).view(len(part), n_images, n_vectors)
-        itself = own[start : start + size, None] == torch.arange(n_images, device=query.device)
-        # Of the query alone: who has no image in the bank has one more to be compared with.
-        rank = (n_images - itself.sum(1)).clamp(max=k)
-        if not int(rank.max()):
-            parts.append(torch.zeros(len(part), device=query.device))
-            continue
-        of_images = distances.amin(2).masked_fill_(itself, torch.inf)
-        ordered = of_images.topk(int(rank.max()), dim=1, largest=False, sorted=True)[1]
-        image = ordered.gather(1, (rank - 1).clamp(min=0)[:, None])[:, 0]
-        rows = torch.arange(len(part), device=query.device)
-        vector = image * n_vectors + distances[rows, image].argmin(1)
-        # From differences, so that the distance of a duplicate is exactly zero.
-        parts.append((part - flat[vector]).square().sum(1).masked_fill_(rank == 0, 0.0))
+    bank = flat.view(bank.shape)
+    parts = [_kth_of_chunk(q, bank, k, o) for q, o in zip(query.split(size), own.split(size), strict=True)]
     return torch.cat(parts) if parts else query.new_zeros(0)
+
+
+def _kth_of_chunk(query: torch.Tensor, bank: torch.Tensor, k: int, own: torch.Tensor) -> torch.Tensor:
+    """The same for as many queries as give :data:`CHUNK_VALUES` distances; these are let go of before the next ones."""
+    n_images, n_vectors, width = bank.shape
+    flat = bank.view(-1, width)
+    itself = own[:, None] == torch.arange(n_images, device=query.device)
+    # Of the query alone: who has no image in the bank has one more to be compared with.
+    rank = (n_images - itself.sum(1)).clamp(max=k)
+    if not len(query) or not int(rank.max()):
+        return torch.zeros(len(query), device=query.device)
+    distances = torch.addmm(flat.square().sum(1)[None], query, flat.T, alpha=-2.0).view(-1, n_images, n_vectors)
+    of_images = distances.amin(2).masked_fill_(itself, torch.inf)
+    ordered = of_images.topk(int(rank.max()), dim=1, largest=False, sorted=True)[1]
+    image = ordered.gather(1, (rank - 1).clamp(min=0)[:, None])[:, 0]
+    vector = image * n_vectors + distances[torch.arange(len(query), device=query.device), image].argmin(1)
+    # From differences, so that the distance of a duplicate is exactly zero.
+    return (query - flat[vector]).square().sum(1).masked_fill_(rank == 0, 0.0)
 
 
 def mutual_pairs(neighbour: torch.Tensor) -> torch.Tensor:

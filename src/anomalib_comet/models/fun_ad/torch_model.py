@@ -13,6 +13,7 @@ from anomalib.data import InferenceBatch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_comet.arguments import is_number
 from anomalib_comet.backbones import (
     FeatureScaling,
     PatchDescriptors,
@@ -175,7 +176,7 @@ class FunAdModel(nn.Module):
         if len(hidden_units) != 2 or min(hidden_units) < 1:  # noqa: PLR2004
             msg = f"hidden_units must be two numbers above zero, got {hidden_units}."
             raise ValueError(msg)
-        if not 0 < sigma < float("inf"):
+        if not is_number(sigma) or sigma == 0:
             msg = f"sigma must be above zero, got {sigma}."
             raise ValueError(msg)
         if not 0.0 <= top_share <= 1.0:

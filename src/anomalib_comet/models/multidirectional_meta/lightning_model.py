@@ -265,8 +265,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
         A fit that resumes nothing begins where a new model does, whatever this one was trained on before.
         """
         super().on_train_start()
-        fresh = self.current_epoch == 0 and not self.trainer.ckpt_path
-        if fresh:
+        if self.fits_afresh:
             self.model.network.reset()
             self.records = []
             self._draws = 0
@@ -278,7 +277,7 @@ class MultidirectionalMeta(FrozenFeatures, AnomalibModule):  # type: ignore[misc
             )
         self._warn_about(self._samples)
         network = self.model.network
-        if fresh or not bool(network.scaling.is_fitted):  # else a checkpoint has brought it
+        if self.fits_afresh or not bool(network.scaling.is_fitted):  # else a checkpoint has brought it
             generator = torch.Generator().manual_seed(self.seed)
             logger.info(
                 "%d normal samples of %d features are whitened; with many features that takes a while, the supervised "
