@@ -292,10 +292,11 @@ def measure(detector: Any, data: Any, pixels: bool = False) -> dict[str, float]:
     for batch in data.test_dataloader():
         batch.image, mask = detector.pre_processor.transform(batch.image, batch.gt_mask)
         labels.append(batch.gt_label)
-        if pixels:
-            maps.append(detector.model(batch.image).anomaly_map.flatten(1).half())
+        output = detector.model(batch.image) if pixels else None
+        if output is not None:
+            maps.append(output.anomaly_map.flatten(1).half())
             masks.append(mask)
-        for name, score in raw_scores(detector, batch):
+        for name, score in raw_scores(detector, batch, output):
             scores.setdefault(name, []).append(score)
     truth = torch.cat(labels).numpy()
     result = {}
@@ -351,12 +352,19 @@ def per_region_overlap(maps: torch.Tensor, masks: torch.Tensor, limit: float = 0
     return float(np.trapezoid(np.interp(grid, np.r_[0.0, rate], np.r_[0.0, overlap]), grid) / limit)
 
 
-def raw_scores(detector: Any, batch: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the image scores of a batch: the detector's own first, and those of DifferNet's parts by name."""
+def raw_scores(detector: Any, batch: Any, output: Any = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the image scores of a batch: the detector's own first, and those of DifferNet's parts by name.
+
+    Args:
+        detector: The detector.
+        batch: Pre-processed batch.
+        output: What its model returned for the batch, if it has been asked.
+    """
     if hasattr(detector, "sample_scores"):
         yield "image_", detector.sample_scores(batch)
     else:
-        yield "image_", detector.model(batch.image).pred_score.flatten()
+        output = detector.model(batch.image) if output is None else output
+        yield "image_", output.pred_score.flatten()
     network = detector.model
     if getattr(network, "image_score", None) == "both":
         features = detector.batch_features(batch)

@@ -5,10 +5,12 @@
 
     python benchmarks/results_sweep.py                                      # table and picture of the committed cells
     python benchmarks/results_sweep.py --root DIR --backbone-weights FILE   # measure them again
+    python benchmarks/results_sweep.py --root DIR --backbone-weights FILE --sweeps results_surfaces --models STFPM
 
 ``DIR`` are the magnetic tiles in MVTec-style folders; 150 of its normal training images, drawn at random, are used.
 The sweeps are ``configs/sweeps/results_tiles.yaml`` and ``results_surfaces.yaml``; without ``--backbone-weights`` the
-network's weights are downloaded. Cells that are done are not repeated. Last epoch, nothing chosen by test labels.
+network's weights are downloaded. Cells that are done are not repeated, and a part of a sweep replaces its own rows of
+the committed table only. Last epoch, nothing chosen by test labels.
 """
 
 from __future__ import annotations
@@ -27,30 +29,40 @@ from anomalib_comet.sweep.statistics import curves
 CONFIGS = Path(__file__).parent.parent / "configs" / "sweeps"
 DOCS = Path(__file__).parent.parent / "docs"
 SWEEPS = ("results_tiles", "results_surfaces")
-PANELS = {"magnetic tiles": ("results_tiles", None), "built-in surfaces, woven": ("results_surfaces", "woven")}
+PANELS = {
+    "magnetic tiles": ("results_tiles", None),
+    "surfaces, woven": ("results_surfaces", "woven"),
+    "surfaces, brushed": ("results_surfaces", "brushed"),
+}
 """Sweep and category by title."""
 METRICS = ("image_auroc", "aupro")
+CELL = ("model", "category", "overlap", "ratio", "seed")
+"""Columns that say which cell a row is."""
 LEFT_OUT = ("python", "device", "peak_memory_mib")
 """Columns of the sweep that say more about the machine than about the models."""
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Run both sweeps and take their tables into the documentation."""
+    """Run the sweeps, or the parts of them that were asked for, and take their tables into the documentation."""
     from contamination import subset_of_tiles
 
-    for name in SWEEPS:
-        changes = []
-        if name == "results_tiles":
-            folder = subset_of_tiles(arguments.root, 150, 0, arguments.work)
-            changes.append(f"data.init_args.root={folder.resolve()}")
-        else:
-            changes.append(f"data.init_args.root={arguments.work / 'surfaces'}")
+    for name in arguments.sweeps:
+        content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+        content["models"] = {label: content["models"][label] for label in arguments.models or content["models"]}
         if arguments.backbone_weights is not None:
-            models = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["models"]
-            changes += [f"models.{model}.backbone_weights={arguments.backbone_weights.resolve()}" for model in models]
+            for entry in content["models"].values():
+                entry["backbone_weights"] = str(arguments.backbone_weights.resolve())
+        if name == "results_tiles":
+            root = subset_of_tiles(arguments.root, 150, 0, arguments.work)
+        else:
+            root = arguments.work / "surfaces"
+            content["categories"] = arguments.categories or content["categories"]
+        content["data"]["init_args"]["root"] = str(root.resolve())
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        part = arguments.work / f"{name}.yaml"
+        part.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         output = arguments.work / name
-        options = [part for change in changes for part in ("--set", change)]
-        status = sweep(["--config", str(CONFIGS / f"{name}.yaml"), "--output", str(output), "--in_process", *options])
+        status = sweep(["--config", str(part), "--output", str(output), "--in_process"])
         if status:
             raise SystemExit(status)
         take(output / "results.csv", name)
@@ -62,10 +74,13 @@ def kept(name: str) -> Path:
 
 
 def take(table: Path, name: str) -> None:
-    """Write the columns of a sweep's table that others can compare with into the documentation."""
-    frame = pd.read_csv(table)
-    frame = frame.drop(columns=[column for column in LEFT_OUT if column in frame])
-    frame.round(4).to_csv(kept(name), index=False)
+    """Put the rows of a sweep's table, in the columns that others can compare with, in place of the committed ones."""
+    measured = pd.read_csv(table).drop(columns=list(LEFT_OUT), errors="ignore").round(4)
+    rows = [pd.read_csv(kept(name)), measured] if kept(name).exists() else [measured]
+    frame = pd.concat(rows, ignore_index=True).drop_duplicates(list(CELL), keep="last")
+    order = list(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["models"])
+    frame = frame.sort_values(list(CELL), key=lambda c: c.map(order.index) if c.name == "model" else c)
+    frame.to_csv(kept(name), index=False)
 
 
 def main() -> None:
@@ -73,13 +88,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="measure again; folder of the magnetic tiles")
     parser.add_argument("--backbone-weights", type=Path, help="state dict of mobilenetv2_100")
+    parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=SWEEPS, help="of them (default: both)")
+    parser.add_argument("--models", nargs="+", help="measure these only, by their names in the configuration")
+    parser.add_argument("--categories", nargs="+", help="measure these surfaces only")
     parser.add_argument("--work", type=Path, default=Path("results/sweeps"), help="(default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.root is not None:
         measure(arguments)
     tables = {name: pd.read_csv(kept(name)) for name in SWEEPS}
     order = list(yaml.safe_load((CONFIGS / f"{SWEEPS[0]}.yaml").read_text(encoding="utf-8"))["models"])
-    figure = Figure(figsize=(9.0, 7.2), layout="constrained")
+    figure = Figure(figsize=(12.0, 7.2), layout="constrained")
     axes = figure.subplots(len(METRICS), len(PANELS))
     seen = {}
     for column, (title, (name, category)) in enumerate(PANELS.items()):

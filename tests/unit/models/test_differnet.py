@@ -7,12 +7,13 @@ import math
 
 import pytest
 import torch
+from anomalib.models.components import GaussianBlur2d
 from FrEIA.modules import GLOWCouplingBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalib_comet.backbones import FeatureCache, FeatureScaling
-from anomalib_comet.models.differnet.anomaly_map import turn, turn_back
+from anomalib_comet.models.differnet.anomaly_map import AnomalyMapGenerator, turn, turn_back
 from anomalib_comet.models.differnet.augmentation import random_rotations
 from anomalib_comet.models.differnet.flow import NormalizingFlow
 from anomalib_comet.models.differnet.loss import DifferNetLoss
@@ -114,6 +115,13 @@ def test_map_is_high_where_the_windows_are_unlikely():
     row, column = divmod(int(anomaly_map.argmax()), 64)
     assert row < 24
     assert column >= 40
+
+
+def test_map_is_smoothed_as_by_anomalibs_square_kernel():
+    scores = torch.rand(2, 7, 5)
+    enlarged = torch.nn.functional.interpolate(scores[:, None], size=(63, 40), mode="bilinear", align_corners=False)
+    smooth = GaussianBlur2d(sigma=3.0, border_type="replicate")(enlarged)
+    assert torch.allclose(AnomalyMapGenerator(sigma=3.0)(scores, (63, 40)), smooth, atol=1e-6)
 
 
 def test_local_image_score_is_the_most_anomalous_window():

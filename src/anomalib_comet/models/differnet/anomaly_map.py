@@ -5,6 +5,7 @@
 
 import torch
 from anomalib.models.components import GaussianBlur2d
+from anomalib.models.components.filters.blur import compute_kernel_size
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -42,7 +43,12 @@ class AnomalyMapGenerator(nn.Module):
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
-        self.blur = GaussianBlur2d(sigma=sigma, channels=1, border_type="replicate")
+        size = compute_kernel_size(sigma)
+        # Columns, then rows: the same blur at a fifteenth of the products that a square kernel of 33 x 33 takes.
+        self.blur = nn.Sequential(
+            GaussianBlur2d(sigma=sigma, kernel_size=(size, 1), border_type="replicate"),
+            GaussianBlur2d(sigma=sigma, kernel_size=(1, size), border_type="replicate"),
+        )
 
     def forward(self, window_scores: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
         """Return the anomaly map.
