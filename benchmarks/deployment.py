@@ -11,9 +11,10 @@ for the throughput. Calls of torch and of the exported model alternate, and the 
 given, so that a machine that slows down slows both. AUROC is of raw scores, without a post-processor. ``FP32 (f32)``
 tells OpenVINO to compute in 32 bits, the others leave it its choice. ``INT8`` is what anomalib's INT8_PTQ does
 (post-training quantization, preset MIXED), calibrated on training images; ``INT8, convolutions`` leaves matrix
-products, which hold the detector's head, in floating point. ``FunAd`` is the project's preset for these data;
-``PatchCore`` is anomalib's, with a coreset of 1 %, on the same layers, network and image size. Sizes are of the
-exported files, bank included.
+products, which hold the detector's head, in floating point. ``FunAd`` is
+the project's preset for these data; ``PatchCore`` is anomalib's, with a coreset of 1 %, on the same layers, network and
+image size. Sizes are of the exported files, bank included. A graph that takes a fixed number of images, as PatchCore's
+does, is asked about one image by repeating it.
 """
 
 from __future__ import annotations
@@ -78,6 +79,12 @@ def model(detector: str, arguments: argparse.Namespace) -> Any:
         return Patchcore(backbone=backbone, coreset_sampling_ratio=0.01, **common)
 
 
+def fixed_batch(graph: Any) -> int | None:
+    """Return the number of images that a graph takes, or ``None`` if it takes any."""
+    batch = graph.inputs[0].partial_shape[0]
+    return None if batch.is_dynamic else batch.get_length()
+
+
 def megabytes(path: Path) -> float:
     """Return the size of an OpenVINO model, both files."""
     return sum(file.stat().st_size for file in (path, path.with_suffix(".bin"))) / 1e6
@@ -99,10 +106,11 @@ def exports(trained: Any, folder: Path, calibration: np.ndarray, threads: int) -
     yield "FP32 (f32)", core.compile_model(str(paths["FP32"]), "CPU", f32), megabytes(paths["FP32"])
     for name, path in paths.items():
         yield name, core.compile_model(str(path), "CPU"), megabytes(path)
+    count = fixed_batch(core.read_model(str(paths["FP32"]))) or 1
     for name, kept in (("INT8", []), ("INT8, convolutions", ["MatMul"])):
         quantized = nncf.quantize(
             core.read_model(str(paths["FP32"])),
-            nncf.Dataset([image[None] for image in calibration]),
+            nncf.Dataset([np.repeat(image[None], count, axis=0) for image in calibration]),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(calibration),
             ignored_scope=nncf.IgnoredScope(types=kept, validate=False),
@@ -174,9 +182,14 @@ def compare(
 ) -> dict[str, float]:
     """Return speed and accuracy of a compiled model beside torch's scores."""
     output = next(o for o in compiled.outputs if "pred_score" in o.get_names())
+    size = fixed_batch(compiled)
 
     def exported(part: np.ndarray) -> np.ndarray:
-        return compiled(part)[output]
+        if size is None:
+            return compiled(part)[output]
+        full = np.concatenate([part, np.repeat(part[-1:], -len(part) % size, axis=0)])
+        parts = np.split(full, range(size, len(full), size))
+        return np.concatenate([compiled(some)[output] for some in parts])[: len(part)]
 
     one, many = images[:1], images[:BATCH]
     latency, per_image = ratio(lambda: in_torch(one), lambda: exported(one), pairs)
