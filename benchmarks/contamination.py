@@ -10,7 +10,8 @@
 protocol: anomalies are added to the normal images and leave the test set (unless ``--overlap``), one test set for all
 ratios of a seed, last epoch, nothing chosen by test labels within a run. ``PatchCore`` and ``PaDiM`` are anomalib's
 own, on the same layers of the same network. Frozen features of an image are the same in every run; they are computed
-once and kept in ``--work``. Cells that are in the CSV already are not repeated, so an interrupted table goes on.
+once and kept in ``--work``. Cells that are in the CSV already are not repeated, so an interrupted table goes on. The
+largest ratio decides the test set (column ``test_images``): rows of two runs with different ones are not comparable.
 """
 
 from __future__ import annotations
@@ -475,7 +476,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--overlap", action="store_true", help="leave injected images in the test set too")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of images, draw and model")
     parser.add_argument(
-        "--epochs", type=int, default=0, help="training epochs (default: 10 for DifferNet, 20 for others)"
+        "--epochs",
+        type=int,
+        default=0,
+        help="training epochs (default: 30 for FunAd, 1 for stock models that do not train, 20 for others)",
     )
     parser.add_argument("--csv", type=Path, default=Path("results/contamination.csv"), help="(default: %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("results/contamination"), help="(default: %(default)s)")

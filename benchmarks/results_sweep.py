@@ -78,6 +78,10 @@ def take(table: Path, name: str) -> None:
     measured = pd.read_csv(table).drop(columns=list(LEFT_OUT), errors="ignore").round(4)
     rows = [pd.read_csv(kept(name)), measured] if kept(name).exists() else [measured]
     frame = pd.concat(rows, ignore_index=True).drop_duplicates(list(CELL), keep="last")
+    tests = frame.groupby(["category", "overlap", "seed"], dropna=False)["test_set"].nunique()
+    if (tests > 1).any():
+        msg = f"{table}: measured on other test images than {kept(name)}, so the two cannot be one table."
+        raise SystemExit(msg)
     order = list(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["models"])
     frame = frame.sort_values(list(CELL), key=lambda c: c.map(order.index) if c.name == "model" else c)
     frame.to_csv(kept(name), index=False)
@@ -88,13 +92,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="measure again; folder of the magnetic tiles")
     parser.add_argument("--backbone-weights", type=Path, help="state dict of mobilenetv2_100")
-    parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=SWEEPS, help="of them (default: both)")
+    parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=SWEEPS, help="measure these (default: both)")
     parser.add_argument("--models", nargs="+", help="measure these only, by their names in the configuration")
     parser.add_argument("--categories", nargs="+", help="measure these surfaces only")
     parser.add_argument("--work", type=Path, default=Path("results/sweeps"), help="(default: %(default)s)")
     arguments = parser.parse_args()
+    known = yaml.safe_load((CONFIGS / f"{SWEEPS[1]}.yaml").read_text(encoding="utf-8"))
+    for option, names in (("models", list(known["models"])), ("categories", known["categories"])):
+        if unknown := set(getattr(arguments, option) or []) - set(names):
+            parser.error(f"--{option} {' '.join(sorted(unknown))}: the configuration has {', '.join(names)}")
     if arguments.root is not None:
         measure(arguments)
+    elif arguments.models or arguments.categories:
+        parser.error("measuring asks for --root, the folder of the magnetic tiles")
     tables = {name: pd.read_csv(kept(name)) for name in SWEEPS}
     order = list(yaml.safe_load((CONFIGS / f"{SWEEPS[0]}.yaml").read_text(encoding="utf-8"))["models"])
     figure = Figure(figsize=(12.0, 7.2), layout="constrained")

@@ -42,7 +42,9 @@ class TrainingGuard(Callback):
       a doubt; what is broken in the middle of a file is named when the training meets it,
     - a loss or parameters that are not finite, before they reach the parameters or a checkpoint,
 
-    and it writes checkpoints so that a full disk leaves the one before, and keeps the state of the random generators in
+    and it lets the last epoch be validated, which is when thresholds are set and the checkpoint is written: where
+    ``check_val_every_n_epoch`` does not divide ``max_epochs``, the next smaller number that does takes its place. It
+    writes checkpoints so that a full disk leaves the one before, and keeps the state of the random generators in
     them, so that a resumed training shuffles as an uninterrupted one (one process, from the end of an epoch).
 
     Example:
@@ -59,7 +61,7 @@ class TrainingGuard(Callback):
 
     # ------------------------------------------------------------------------------------------------------ the images
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the images of a stage, and see to it that checkpoints are written whole.
+        """Check the images of a stage, and see to it that checkpoints are written whole, the last epoch's among them.
 
         Args:
             trainer (Trainer): The trainer.
@@ -71,6 +73,8 @@ class TrainingGuard(Callback):
         """
         del pl_module
         _write_whole_checkpoints(trainer)
+        if stage == "fit":
+            _validate_the_last_epoch(trainer)
         datamodule = _datamodule(trainer)
         if not getattr(datamodule, "checks_images", False):
             check_stage(datamodule, stage)
@@ -246,6 +250,17 @@ def with_guard(callbacks: Callback | Sequence[Callback], trainer: Trainer | None
     if any(isinstance(callback, TrainingGuard) for callback in [*found, *getattr(trainer, "callbacks", [])]):
         return found
     return [TrainingGuard(), *found]
+
+
+def _validate_the_last_epoch(trainer: Trainer) -> None:
+    every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
+    if every is None or epochs is None or epochs < 1 or epochs % every == 0:
+        return
+    trainer.check_val_every_n_epoch = max(n for n in range(1, every + 1) if epochs % n == 0)
+    logger.warning(
+        "Validation runs every %d epochs, not every %d: %d epochs would end without thresholds and a checkpoint.",
+        *(trainer.check_val_every_n_epoch, every, epochs),
+    )
 
 
 def _write_whole_checkpoints(trainer: Trainer) -> None:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from anomalib_comet.files import may_fail, whole_file
 from anomalib_comet.guard import NonFiniteTrainingError, TrainingGuard, random_state, set_random_state, with_guard
@@ -55,6 +55,18 @@ def test_an_infinite_loss_is_allowed_only_while_its_scale_is_sought(precision, v
         return
     with pytest.raises(NonFiniteTrainingError, match=r"a\.png, b\.png.*No checkpoint was written yet"):
         guard.on_before_backward(trainer, model, torch.tensor(value))
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "then"), [(10, 2, 2), (10, 15, 5), (10, 30, 10), (None, 7, None), (3, -1, 3)]
+)
+def test_the_last_epoch_is_validated(every, epochs, then, caplog):
+    limits = {"max_epochs": epochs, "check_val_every_n_epoch": every, "val_check_interval": 5}
+    trainer = Trainer(**limits, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with caplog.at_level(logging.WARNING):
+        TrainingGuard().setup(trainer, torch.nn.Linear(2, 1), "fit")
+    assert trainer.check_val_every_n_epoch == then
+    assert bool(caplog.messages) == (then != every)
 
 
 def test_there_is_one_guard():

@@ -5,7 +5,6 @@
 
 import torch
 from anomalib.models.components import GaussianBlur2d
-from anomalib.models.components.filters.blur import compute_kernel_size
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -43,12 +42,7 @@ class AnomalyMapGenerator(nn.Module):
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
-        size = compute_kernel_size(sigma)
-        # Columns, then rows: the same blur at a fifteenth of the products that a square kernel of 33 x 33 takes.
-        self.blur = nn.Sequential(
-            GaussianBlur2d(sigma=sigma, kernel_size=(size, 1), border_type="replicate"),
-            GaussianBlur2d(sigma=sigma, kernel_size=(1, size), border_type="replicate"),
-        )
+        self.blur = GaussianBlur2d(sigma=sigma, channels=1, border_type="replicate")
 
     def forward(self, window_scores: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
         """Return the anomaly map.
@@ -61,4 +55,8 @@ class AnomalyMapGenerator(nn.Module):
             Anomaly map of shape ``(B, 1, H, W)``.
         """
         maps = F.interpolate(window_scores[:, None], size=image_size, mode="bilinear", align_corners=False)
-        return self.blur(maps)
+        # Columns, then rows: what the square kernel does, with a sixteenth of the products at 33 x 33.
+        kernel = self.blur.kernel
+        column, row = kernel.sum(dim=-1, keepdim=True), kernel.sum(dim=-2, keepdim=True)
+        maps = F.pad(maps, self.blur.padding_shape, mode=self.blur.border_type)
+        return F.conv2d(F.conv2d(maps, column), row)

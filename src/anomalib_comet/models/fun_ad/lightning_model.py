@@ -355,6 +355,10 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         if not known:
             msg = "FunAd needs a training set of anomalib, whose images have paths, and at least one image."
             raise TypeError(msg)
+        if len(set(known)) == 1:
+            logger.warning(
+                "FunAd compares images with each other, and there is one training image: scores mean nothing."
+            )
         settings = {
             **self.model.descriptors.identity,
             "pre_processing": self._pre_processing_digest(),
