@@ -35,7 +35,10 @@ MIN_SEEDS = 3
 """Seeds that a band needs."""
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers for print without colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),
+    *("#56B4E9", "#000000", "#999999", "#7B3F00", "#5E3C99"),
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")  # not as many as colours: the pairs differ
 
 
