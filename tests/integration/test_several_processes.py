@@ -79,7 +79,7 @@ def test_both_processes_know_the_same(two, case):
 def test_two_processes_train_like_one_with_the_same_batches(two, case, data_root, tmp_path):
     """The tolerance is that of sums in another order: all numbers of a step are the same.
 
-    Root-mean-square steps divide by the size of a gradient, so where that is next to nothing, rounding is a part of a step.
+    Root-mean-square steps divide by the size of a gradient: where it is next to nothing, rounding is a part of a step.
     """
     model, trained_by, known = fit(case, images_for_one(data_root), tmp_path)
     expected = known_by(two, case)[0]
