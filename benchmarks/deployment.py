@@ -11,10 +11,10 @@ for the throughput. Calls of torch and of the exported model alternate, and the 
 given, so that a machine that slows down slows both. AUROC is of raw scores, without a post-processor. ``FP32 (f32)``
 tells OpenVINO to compute in 32 bits, the others leave it its choice. ``INT8`` is what anomalib's INT8_PTQ does
 (post-training quantization, preset MIXED), calibrated on training images; ``INT8, convolutions`` leaves matrix
-products, which hold the detector's head, in floating point. ``FunAd`` is
-the project's preset for these data; ``PatchCore`` is anomalib's, with a coreset of 1 %, on the same layers, network and
-image size. Sizes are of the exported files, bank included. A graph that takes a fixed number of images, as PatchCore's
-does, is asked about one image by repeating it.
+products, which hold the detector's head, in floating point. ``FunAd`` is the project's preset for these data;
+``PatchCore`` is anomalib's, with a coreset of 1 %, on the same layers, network and image size. Sizes are of the
+exported files, bank included. A graph that takes a fixed number of images, as PatchCore's does, is asked about one
+image by repeating it.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -42,12 +43,17 @@ LEFT_OUT = ("python", "device", "peak_memory_mib")
 """Columns of the sweep that say more about the machine than about the models."""
 
 
+def configuration(name: str) -> dict[str, Any]:
+    """Return what a sweep's file says."""
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
 def measure(arguments: argparse.Namespace) -> None:
     """Run the sweeps, or the parts of them that were asked for, and take their tables into the documentation."""
     from contamination import subset_of_tiles
 
     for name in arguments.sweeps:
-        content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+        content = configuration(name)
         content["models"] = {label: content["models"][label] for label in arguments.models or content["models"]}
         if arguments.backbone_weights is not None:
             for entry in content["models"].values():
@@ -82,7 +88,7 @@ def take(table: Path, name: str) -> None:
     if (tests > 1).any():
         msg = f"{table}: measured on other test images than {kept(name)}, so the two cannot be one table."
         raise SystemExit(msg)
-    order = list(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["models"])
+    order = list(configuration(name)["models"])
     frame = frame.sort_values(list(CELL), key=lambda c: c.map(order.index) if c.name == "model" else c)
     frame.to_csv(kept(name), index=False)
 
@@ -97,7 +103,7 @@ def main() -> None:
     parser.add_argument("--categories", nargs="+", help="measure these surfaces only")
     parser.add_argument("--work", type=Path, default=Path("results/sweeps"), help="(default: %(default)s)")
     arguments = parser.parse_args()
-    known = yaml.safe_load((CONFIGS / f"{SWEEPS[1]}.yaml").read_text(encoding="utf-8"))
+    known = configuration("results_surfaces")  # with the models of both
     for option, names in (("models", list(known["models"])), ("categories", known["categories"])):
         if unknown := set(getattr(arguments, option) or []) - set(names):
             parser.error(f"--{option} {' '.join(sorted(unknown))}: the configuration has {', '.join(names)}")
@@ -106,7 +112,7 @@ def main() -> None:
     elif arguments.models or arguments.categories:
         parser.error("measuring asks for --root, the folder of the magnetic tiles")
     tables = {name: pd.read_csv(kept(name)) for name in SWEEPS}
-    order = list(yaml.safe_load((CONFIGS / f"{SWEEPS[0]}.yaml").read_text(encoding="utf-8"))["models"])
+    order = list(known["models"])
     figure = Figure(figsize=(12.0, 7.2), layout="constrained")
     axes = figure.subplots(len(METRICS), len(PANELS))
     seen = {}

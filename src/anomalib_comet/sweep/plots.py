@@ -34,7 +34,7 @@ MANY_MODELS = 5
 MIN_SEEDS = 3
 """Seeds that a band needs."""
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; markers for print without colour.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and two more; markers for print without colour.
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),
     *("#56B4E9", "#000000", "#999999", "#7B3F00", "#5E3C99"),
