@@ -3,8 +3,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Two processes, each file of tests in one of them.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# Two processes, each file of tests in one of them. One that dies ends the run and is named: were it replaced, xdist would
+# wait for ever for the rest of its file.
+PYTEST_ARGS ?= -n 2 --dist loadfile --max-worker-restart 0
 
 # An environment that happens to be active, or settings made for other projects, must not change what is installed here.
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH VIRTUAL_ENV
