@@ -25,6 +25,7 @@ from pathlib import Path
 import pytest
 import yaml
 from anomalib.cli import AnomalibCLI
+from anomalib.data import AnomalibDataModule
 
 import anomalib_comet.data
 from anomalib_comet import cli, demo, plugin
@@ -138,7 +139,15 @@ SMALLER = {
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
+def images_read_here():
+    """Pages leave ``num_workers`` at anomalib's 8: as many forks of a process that all tests share, again and again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AnomalibDataModule, "num_workers", property(lambda _: 0, lambda *_: None), raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, images_read_here):
     """A checkout with the data, checkpoints and files that the pages speak of."""
     plugin.register()
     folder = tmp_path_factory.mktemp("workspace")
