@@ -100,7 +100,7 @@ STRATEGY: dict[str, dict[str, Any]] = {
 }
 COLUMNS = (
     *("image_auroc", "global_auroc", "local_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro"),
-    *("audit_ap", "audit_recall_2k"),
+    *("audit_ap", "audit_recall_k", "audit_recall_2k", "weight_injected", "weight_normal"),
 )
 """Columns that are printed as tables."""
 
@@ -280,6 +280,8 @@ def model(detector: str, variant: str, arguments: argparse.Namespace, seed: int)
         return ours(**own, **{**STRATEGY[detector], **strategy, "audit": False})
     if detector in {"DifferNet", "SimpleNet"}:
         return getattr(models, detector)(**own)
+    if detector == "Fastflow":  # knows its networks by their names; this one has no weights
+        return Fastflow(**own)
     with timm_name_without_download(own["backbone"], arguments.backbone_weights) as name:
         return {**STOCK, **NO_STRATEGY}[detector](**{**own, "backbone": name})
 

@@ -86,6 +86,8 @@ def build(detector: str, comet: bool, remembered: bool) -> Any:
     arguments = {**arguments, "pre_processor": resizing_pre_processor((256, 256)), "visualizer": False}
     if comet:
         return getattr(models, f"CoMet{detector}")(**{**arguments, "pre_trained": False}, **strategy)
+    if "pre_trained" in arguments:  # builds its network without weights itself, and under this name only
+        return base(**arguments)
     with timm_name_without_download(arguments["backbone"]) as name:
         return base(**{**arguments, "backbone": name})
 

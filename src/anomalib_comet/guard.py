@@ -254,12 +254,19 @@ def with_guard(callbacks: Callback | Sequence[Callback], trainer: Trainer | None
 
 def _validate_the_last_epoch(trainer: Trainer) -> None:
     every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
-    if every is None or epochs is None or epochs < 1 or epochs % every == 0:
+    if every is None:
+        return
+    if trainer.limit_val_batches == 0:
+        # Lightning saves after every epoch then, but only if it is told to validate after every epoch.
+        trainer.check_val_every_n_epoch = 1
+        return
+    if epochs is None or epochs < 1 or epochs % every == 0:
         return
     trainer.check_val_every_n_epoch = max(n for n in range(1, every + 1) if epochs % n == 0)
     logger.warning(
-        "Validation runs every %d epochs, not every %d: %d epochs would end without thresholds and a checkpoint.",
-        *(trainer.check_val_every_n_epoch, every, epochs),
+        "Validation runs every %d epochs, not every %d: thresholds and checkpoints come with it, and the last %d of %d "
+        "epochs would be in neither. To keep the interval, make max_epochs a multiple of it.",
+        *(trainer.check_val_every_n_epoch, every, epochs % every, epochs),
     )
 
 

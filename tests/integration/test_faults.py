@@ -172,7 +172,7 @@ def test_masks_of_another_size_are_told_and_stretched(tiles, tmp_path, caplog):
     [comet, lambda: FunAd(**TINY_FUN_AD, visualizer=False), lambda: SimpleNet(**TINY_SIMPLENET)],
     ids=["CoMetDifferNet", "FunAd", "SimpleNet"],
 )
-def test_one_image_is_enough_to_train(model, tiles, tmp_path):
+def test_one_image_is_enough_to_train(model, tiles, tmp_path, caplog):
     for path in sorted(tiles.good.iterdir())[1:]:
         path.unlink()
     detector = model()
@@ -180,6 +180,7 @@ def test_one_image_is_enough_to_train(model, tiles, tmp_path):
     assert all(torch.isfinite(p).all() for p in trained(detector).values())
     scores = detector.eval()(torch.rand(2, 3, 64, 64)).pred_score
     assert torch.isfinite(scores).all()
+    assert ("there is one training image" in caplog.text) == isinstance(detector, FunAd)
 
 
 # ------------------------------------------------------------------------------------------------------------ folders
@@ -330,6 +331,13 @@ def test_parameters_that_are_not_finite_are_blamed_on_the_step_before_and_never_
     with pytest.raises(NonFiniteTrainingError, match="not finite after step 6, so no checkpoint of them is written"):
         train(model, in_order(data_root), tmp_path / "b", callbacks=[AtTheEnd()])
     assert torch.load(one(tmp_path / "b"), weights_only=True)["global_step"] == 3
+
+
+@pytest.mark.parametrize(("every", "limits"), [(10, {}), (3, {}), (3, {"limit_val_batches": 0})])
+def test_the_last_epoch_is_in_the_checkpoint_whatever_the_interval_of_validation(every, limits, data_root, tmp_path):
+    model = comet(use_meta=False)
+    train(model, surfaces(data_root), tmp_path, max_epochs=4, check_val_every_n_epoch=every, **limits)
+    assert torch.load(one(tmp_path), weights_only=True)["epoch"] == 3
 
 
 # ----------------------------------------------------------------------------------------------------- disk, processes

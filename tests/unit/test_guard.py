@@ -66,7 +66,7 @@ def test_the_last_epoch_is_validated(every, epochs, then, caplog):
     with caplog.at_level(logging.WARNING):
         TrainingGuard().setup(trainer, torch.nn.Linear(2, 1), "fit")
     assert trainer.check_val_every_n_epoch == then
-    warned = [message for message in caplog.messages if "without thresholds and a checkpoint" in message]
+    warned = [message for message in caplog.messages if "To keep the interval, make max_epochs a multiple" in message]
     assert bool(warned) == (then != every)
 
 

@@ -357,7 +357,8 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             raise TypeError(msg)
         if len(set(known)) == 1:
             logger.warning(
-                "FunAd compares images with each other, and there is one training image: scores mean nothing."
+                "FunAd compares images with each other, and there is one training image: scores mean nothing. "
+                "Add images, or take a model that does not, such as DifferNet."
             )
         settings = {
             **self.model.descriptors.identity,
