@@ -264,7 +264,7 @@ def _validate_the_last_epoch(trainer: Trainer) -> None:
         return
     trainer.check_val_every_n_epoch = max(n for n in range(1, every + 1) if epochs % n == 0)
     logger.warning(
-        "Validation runs every %d epochs, not every %d: thresholds and checkpoints come with it, and the last %d of %d "
+        "check_val_every_n_epoch is %d, not %d: thresholds and checkpoints come with validation, and the last %d of %d "
         "epochs would be in neither. To keep the interval, make max_epochs a multiple of it.",
         *(trainer.check_val_every_n_epoch, every, epochs % every, epochs),
     )
