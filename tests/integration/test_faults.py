@@ -183,6 +183,20 @@ def test_one_image_is_enough_to_train(model, tiles, tmp_path, caplog):
     assert ("there is one training image" in caplog.text) == isinstance(detector, FunAd)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [lambda: comet(image_score="global"), lambda: FunAd(**TINY_FUN_AD, visualizer=False)],
+    ids=["CoMetDifferNet", "FunAd"],
+)
+def test_without_masks_the_map_keeps_a_range_of_its_own(model, tiles, tmp_path):
+    detector, data = model(), tiles.folder(mask_dir=None, val_split_mode="same_as_test")
+    trained_by = train(detector, data, tmp_path)
+    batches = trained_by.predict(detector, datamodule=data)
+    maps = torch.cat([batch.anomaly_map.flatten() for batch in batches])
+    assert float(maps.max()) > 0.9
+    assert float(maps.min()) < 0.1
+
+
 # ------------------------------------------------------------------------------------------------------------ folders
 def broken_link(tiles):
     (tiles.good / "000.png").unlink()

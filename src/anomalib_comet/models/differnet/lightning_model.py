@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from anomalib.metrics import Evaluator  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.models.components import AnomalibModule
-from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command line reads the types of arguments
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
@@ -103,7 +103,9 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
         lr (float): Learning rate of Adam. Defaults to ``2e-4``.
         seed (int): Seed of initial weights, permutations and random rotations. Defaults to ``0``.
         pre_processor (PreProcessor | bool): Pre-processor, or whether to use the default one. Defaults to ``True``.
-        post_processor (PostProcessor | bool): Post-processor, or whether to use the default one. Defaults to ``True``.
+        post_processor (PostProcessor | bool): Post-processor, or whether to use the default one, anomalib's. Without
+            masks, that takes the image's threshold for the map if ``image_score`` is local, else the middle of the
+            map's range. Defaults to ``True``.
         evaluator (Evaluator | bool): Evaluator, or whether to use the default one. Defaults to ``True``.
         visualizer (Visualizer | bool): Visualizer, or whether to use the default one. Defaults to ``True``.
 
@@ -155,7 +157,10 @@ class DifferNet(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Ano
             pre_processor=self.configure_pre_processor(check_image_size(image_size))
             if pre_processor is True
             else pre_processor,
-            post_processor=post_processor,
+            # The map is that of the local flow. A global score's threshold says nothing about it.
+            post_processor=PostProcessor(enable_threshold_matching=image_score == "local")
+            if post_processor is True
+            else post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
         )

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from anomalib.metrics import Evaluator  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.models.components import AnomalibModule
-from anomalib.post_processing import PostProcessor  # noqa: TC002  # the command line reads the types of arguments
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor  # noqa: TC002  # the command line reads the types of arguments
 from anomalib.visualization import Visualizer  # noqa: TC002  # the command line reads the types of arguments
 
@@ -151,7 +151,9 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
         cache_gib (float): Bound of ``"auto"`` in GiB. Defaults to ``2.0``.
         seed (int): Seed of all random draws: initial weights, bank, patches, noise. Defaults to ``0``.
         pre_processor (PreProcessor | bool): Pre-processor, or whether to use the default one. Defaults to ``True``.
-        post_processor (PostProcessor | bool): Post-processor, or whether to use the default one. Defaults to ``True``.
+        post_processor (PostProcessor | bool): Post-processor, or whether to use the default one, anomalib's. Without
+            masks, that takes the image's threshold for the map if ``image_weight`` is 0, else the middle of the
+            map's range. Defaults to ``True``.
         evaluator (Evaluator | bool): Evaluator, or whether to use the default one. Defaults to ``True``.
         visualizer (Visualizer | bool): Visualizer, or whether to use the default one. Defaults to ``True``.
 
@@ -234,7 +236,10 @@ class FunAd(FrozenFeatures, AnomalibModule):  # type: ignore[misc]  # as Anomali
             pre_processor=self.configure_pre_processor(check_image_size(image_size))
             if pre_processor is True
             else pre_processor,
-            post_processor=post_processor,
+            # Beside the distance of the image as a whole, its score is on another scale than the map.
+            post_processor=PostProcessor(enable_threshold_matching=not image_weight)
+            if post_processor is True
+            else post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
         )
