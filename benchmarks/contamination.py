@@ -456,6 +456,13 @@ def summary(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     return text.unstack(columns).sort_index(axis=1)  # noqa: PD010  # a series has no pivot_table
 
 
+def complete(parser: argparse.ArgumentParser, arguments: argparse.Namespace, trains: bool = True) -> None:
+    """Ask for the folder of the tiles where they are trained on, and name the network if none is named."""
+    if trains and arguments.data == "tiles" and arguments.root is None:
+        parser.error("--data tiles needs --root, the folder of the magnetic tiles")
+    arguments.backbone = arguments.backbone or ("mobilenetv2_100" if arguments.data == "tiles" else "gabor")
+
+
 def parse() -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -487,12 +494,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("results/contamination"), help="(default: %(default)s)")
     parser.add_argument("--print", action="store_true", help="only print the table of the CSV")
     arguments = parser.parse_args()
-    if arguments.data == "tiles" and arguments.root is None and not arguments.print:
-        parser.error("--data tiles needs --root, the folder of the magnetic tiles")
     stock = sorted({*NO_STRATEGY, "Stfpm", "Supersimplenet"} & set(arguments.detectors))
     if stock and arguments.data != "tiles" and not arguments.backbone and not arguments.print:
         parser.error(f"anomalib builds {stock} on networks of timm: name one, e.g. --backbone mobilenetv2_100")
-    arguments.backbone = arguments.backbone or ("mobilenetv2_100" if arguments.data == "tiles" else "gabor")
+    complete(parser, arguments, trains=not arguments.print)
     return arguments
 
 

@@ -224,12 +224,10 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="use every so many test images (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch and OpenVINO (default: %(default)s)")
     arguments = parser.parse_args()
-    if arguments.data == "tiles" and arguments.root is None:
-        parser.error("--data tiles needs --root, the folder of the magnetic tiles")
     if arguments.data != "tiles" and "PatchCore" in arguments.detectors:
         parser.error("PatchCore takes networks of timm, and the built-in surfaces have gabor here: take --data tiles")
     torch.set_num_threads(arguments.threads)
-    arguments.backbone = arguments.backbone or ("mobilenetv2_100" if arguments.data == "tiles" else "gabor")
+    contamination.complete(parser, arguments)
     arguments.ratios = [0.1]
     arguments.image_score = "both"
     warnings.filterwarnings("ignore")

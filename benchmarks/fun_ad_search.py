@@ -101,9 +101,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="calls of every way (default: %(default)s)")
     parser.add_argument("--selector", action="store_true", help="time faiss's selector too, which is slow")
     arguments = parser.parse_args()
-    if arguments.data == "tiles" and arguments.root is None:
-        parser.error("--data tiles needs --root, the folder of the magnetic tiles")
-    arguments.backbone = arguments.backbone or ("mobilenetv2_100" if arguments.data == "tiles" else "gabor")
+    contamination.complete(parser, arguments)
     arguments.ratio, arguments.ratios, arguments.lr = 0.1, [0.1], 2e-5
     warnings.filterwarnings("ignore")
 

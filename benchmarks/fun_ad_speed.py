@@ -317,9 +317,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for the published schedule")
     parser.add_argument("--growth", type=int, nargs="+", help="numbers of images, random features")
     arguments = parser.parse_args()
-    if arguments.data == "tiles" and arguments.root is None and not arguments.growth:
-        parser.error("--data tiles needs --root, the folder of the magnetic tiles")
-    arguments.backbone = arguments.backbone or ("mobilenetv2_100" if arguments.data == "tiles" else "gabor")
+    contamination.complete(parser, arguments, trains=not arguments.growth)
     arguments.ratios = [arguments.ratio]
     warnings.filterwarnings("ignore")
     frame = growth(arguments) if arguments.growth else compare(arguments)
